@@ -1,0 +1,1 @@
+"""Mechanism that every domain stands on; knows no domain."""

@@ -1,0 +1,1 @@
+"""The Cloud OS: what runs on each server."""

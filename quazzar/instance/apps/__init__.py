@@ -1,0 +1,1 @@
+"""Apps: containers that a template describes, kept as the user wants them."""

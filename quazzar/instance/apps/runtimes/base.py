@@ -1,0 +1,183 @@
+"""The promise of a container runtime: whole apps in, the engine's truth out."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Literal, Protocol
+
+import msgspec
+
+from quazzar.core.errors import Unavailable
+from quazzar.instance.apps.spec import AppSpec
+
+Health = Literal["none", "starting", "healthy", "unhealthy"]
+Stream = Literal["stdout", "stderr"]
+
+Report = Callable[[float, str], Awaitable[None]]
+"""Called with progress from 0 to 1 and one sentence on the step; may raise to abort between steps."""
+
+
+class RuntimeUnavailable(Unavailable):
+    """The engine does not answer: absent, frozen or gone in the middle."""
+
+    code = "runtime_unavailable"
+    message = "The container engine is not reachable"
+
+    def __init__(self, message: str | None = None, *, retry_after: int = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class RuntimeFailure(Exception):
+    """The engine refused or failed one step. `reason` is a sentence fit for the user; `code` is stable."""
+
+    def __init__(self, reason: str, *, code: str = "runtime_failed", service: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+        self.service = service
+
+
+class ImageNotFound(RuntimeFailure):
+    """No such image, or no right to pull it."""
+
+    def __init__(self, reason: str, *, service: str | None = None) -> None:
+        super().__init__(reason, code="image_not_found", service=service)
+
+
+class PortInUse(RuntimeFailure):
+    def __init__(self, reason: str, *, service: str | None = None) -> None:
+        super().__init__(reason, code="port_in_use", service=service)
+
+
+class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    driver: str
+    version: str
+    api_version: str
+    capabilities: frozenset[str] = frozenset()
+
+
+class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    container_id: str
+    image: str
+    image_digest: str | None
+    status: Literal["created", "running", "paused", "restarting", "exited", "dead"]
+    health: Health = "none"
+    restarts: int = 0
+    exit_code: int | None = None
+    oom_killed: bool = False
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class PortState(msgspec.Struct, frozen=True, kw_only=True):
+    service: str
+    container_port: int
+    host_port: int
+    protocol: Literal["tcp", "udp"]
+
+
+class AppState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine holds of one app; an app of which nothing is left is not reported at all."""
+
+    app_id: str
+    services: tuple[ServiceState, ...]
+    ports: tuple[PortState, ...] = ()
+    volumes: tuple[str, ...] = ()
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    time: datetime
+    service: str
+    stream: Stream
+    line: str
+
+
+class ServiceStats(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    cpu_percent: float
+    memory_bytes: int
+    memory_limit_bytes: int
+    network_rx_bytes: int
+    network_tx_bytes: int
+    disk_read_bytes: int
+    disk_write_bytes: int
+    pids: int
+
+
+class RuntimeEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something happened to a container of an app, behind our back or not."""
+
+    app_id: str
+    service: str
+    action: Literal["create", "start", "die", "oom", "stop", "kill", "restart", "pause", "unpause", "destroy", "health"]
+    at: datetime
+    exit_code: int | None = None
+    health: Health | None = None
+
+
+class Runtime(Protocol):
+    """A container engine, spoken to in whole apps.
+
+    Every call raises `RuntimeUnavailable` when the engine does not answer within its time limit, and `RuntimeFailure`
+    when it refuses. Only objects that carry our labels are ever listed, changed or removed. Every verb may be repeated:
+    after a crash in its middle, calling it again ends in the same state.
+    """
+
+    async def info(self) -> RuntimeInfo:
+        """The engine's own word on itself; the cheap check whether it is there."""
+
+    async def pull(self, spec: AppSpec, report: Report) -> dict[str, str]:
+        """Make all images of `spec` present. Gives image → digest (or image id where the image has no digest).
+
+        An image that is present is not pulled again. Raises `ImageNotFound`.
+        """
+
+    async def up(self, spec: AppSpec, report: Report) -> None:
+        """Networks, volumes and containers as in `spec`, started in the order of their dependencies' conditions.
+
+        A container that matches its part of the spec is left as it is; one that differs is recreated (volumes stay);
+        services that the spec no longer has are removed. Waits for the conditions that dependencies name, not for the
+        health of the others. Raises `PortInUse`, `ImageNotFound`.
+        """
+
+    async def start(self, app_id: str) -> None:
+        """Start the stopped containers of an app, in order. Nothing to start is no error."""
+
+    async def stop(self, app_id: str) -> None:
+        """Stop the running containers in reverse order, each within its own grace period."""
+
+    async def remove(self, app_id: str, *, keep_volumes: bool) -> None:
+        """Remove containers and networks, and volumes too unless kept. What is gone already is no error."""
+
+    async def find(self) -> Sequence[AppState]:
+        """All apps of which the engine holds anything."""
+
+    async def get(self, app_id: str) -> AppState | None:
+        """One app, or None when the engine holds nothing of it."""
+
+    def logs(
+        self,
+        app_id: str,
+        *,
+        services: Sequence[str] | None = None,
+        tail: int | None = 200,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        follow: bool = False,
+    ) -> AsyncIterator[LogLine]:
+        """Lines of all (or the named) services, merged in order of time; `tail` counts over the merged result.
+
+        With `follow` the iterator goes on until it is closed or the containers are gone.
+        """
+
+    async def stats(self, app_id: str) -> Sequence[ServiceStats]:
+        """One sample for each running service; CPU is in percent of one core."""
+
+    def events(self) -> AsyncIterator[RuntimeEvent]:
+        """Events of labelled containers from now on; ends by raising `RuntimeUnavailable` when the line breaks."""
+
+    async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
+        """`count` TCP host ports that nothing listens on now, outside `avoid`."""
+
+    async def close(self) -> None:
+        """Release connections; the containers run on."""

@@ -1,0 +1,128 @@
+"""What a container runtime is told to run: plain data, made from a template and its config."""
+
+from typing import Literal
+
+import msgspec
+
+
+class PortSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A published port. `host_port` is fixed before the spec reaches a driver (`auto` is resolved by then)."""
+
+    container_port: int
+    host_port: int
+    protocol: Literal["tcp", "udp"] = "tcp"
+    host_ip: str = "0.0.0.0"  # noqa: S104 - publishing is what a port of an app is for
+
+
+class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A named volume of this app at a path of the container."""
+
+    volume: str
+    target: str
+    read_only: bool = False
+
+
+class TmpfsSpec(msgspec.Struct, frozen=True, kw_only=True):
+    target: str
+    size_bytes: int | None = None
+
+
+class FileSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is written into the container before it starts (Compose `configs` and `secrets` with content)."""
+
+    target: str
+    content: str
+    mode: int = 0o444
+    uid: int = 0
+    gid: int = 0
+
+
+class HealthSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """`test` is in the engine's list form: ("CMD", …), ("CMD-SHELL", line) or ("NONE",)."""
+
+    test: tuple[str, ...]
+    interval_seconds: float = 30
+    timeout_seconds: float = 30
+    start_period_seconds: float = 0
+    retries: int = 3
+
+
+class DependencySpec(msgspec.Struct, frozen=True, kw_only=True):
+    service: str
+    condition: Literal["service_started", "service_healthy", "service_completed_successfully"] = "service_started"
+    required: bool = True
+
+
+class UlimitSpec(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    soft: int
+    hard: int
+
+
+class RestartSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_retries` only counts for `on-failure`; 0 means without end."""
+
+    policy: Literal["no", "always", "on-failure", "unless-stopped"] = "unless-stopped"
+    max_retries: int = 0
+
+
+class ResourceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    memory_bytes: int | None = None
+    memory_reservation_bytes: int | None = None
+    cpus: float | None = None
+    pids: int = 512
+
+
+class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    internal: bool = False
+
+
+class AttachmentSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A service on a network of its app, with the names that it answers to besides its own."""
+
+    network: str
+    aliases: tuple[str, ...] = ()
+
+
+class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    image: str
+    command: tuple[str, ...] | None = None
+    entrypoint: tuple[str, ...] | None = None
+    environment: dict[str, str] = {}
+    ports: tuple[PortSpec, ...] = ()
+    mounts: tuple[MountSpec, ...] = ()
+    tmpfs: tuple[TmpfsSpec, ...] = ()
+    files: tuple[FileSpec, ...] = ()
+    depends_on: tuple[DependencySpec, ...] = ()
+    healthcheck: HealthSpec | None = None
+    restart: RestartSpec = RestartSpec()
+    user: str | None = None
+    working_dir: str | None = None
+    hostname: str | None = None
+    read_only: bool = False
+    cap_drop: tuple[str, ...] = ()
+    cap_add: tuple[str, ...] = ()
+    init: bool = True
+    stop_grace_seconds: float = 10
+    stop_signal: str | None = None
+    ulimits: tuple[UlimitSpec, ...] = ()
+    shm_size_bytes: int | None = None
+    labels: dict[str, str] = {}
+    networks: tuple[AttachmentSpec, ...] = ()
+    resources: ResourceSpec = ResourceSpec()
+
+
+class AppSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One app: its services in an order in which they can start, and the volumes and networks that it owns.
+
+    Volume and network names are the app's own short names; a driver makes them unique on the engine with `app_id`.
+    `project` is the human name that engine objects carry (`project-service-1`).
+    """
+
+    app_id: str
+    project: str
+    services: tuple[ServiceSpec, ...]
+    volumes: tuple[str, ...] = ()
+    networks: tuple[NetworkSpec, ...] = (NetworkSpec(name="default"),)

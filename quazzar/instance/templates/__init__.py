@@ -1,0 +1,1 @@
+"""Templates: Compose files with an `x-quazzar` block that apps are installed from."""

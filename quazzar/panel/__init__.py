@@ -1,0 +1,1 @@
+"""The Control Panel: the multi-tenant plane for many servers."""
