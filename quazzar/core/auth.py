@@ -1,0 +1,101 @@
+"""Who is asking: the principal of a request, how the gate learns it, and the guard that each handler carries."""
+
+from typing import Any, Literal, Protocol
+
+import msgspec
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+
+from quazzar.core.errors import Forbidden, Unauthorized
+
+Realm = Literal["instance", "panel"]
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified caller. `client` is what the rate limit counts: all sessions of a user are one, one API key is one.
+
+    `scopes` are the effective ones (`*` means all). `resources` are the ids that a bound API key may touch, None when
+    it is not bound. `tenant_id` is set on the panel only. Exactly one of `session_id` and `key_id` is set.
+    """
+
+    realm: Realm
+    user_id: str
+    client: str
+    scopes: frozenset[str]
+    session_id: str | None = None
+    key_id: str | None = None
+    tenant_id: str | None = None
+    role: str = "viewer"
+    resources: frozenset[str] | None = None
+    key_expires_at: float | None = None
+    profile: Any = None
+    """What `GET /api/auth/me` shows, kept with the cached principal so that the call needs no query."""
+
+    def allows(self, scope: str) -> bool:
+        return scope_within(scope, self.scopes)
+
+
+# Finer scopes lie within a coarse one: `apps:write` includes each of them.
+_FINER = {"apps:operate": "apps:write", "apps:deploy": "apps:write", "apps:exec": "apps:write", "apps:secrets": "apps:write"}
+
+
+def scope_within(scope: str, granted: frozenset[str]) -> bool:
+    """Whether `scope` is covered by `granted`: itself, `*`, the coarse scope that it lies in, or write for read."""
+    if scope in granted or "*" in granted:
+        return True
+    coarse = _FINER.get(scope)
+    return coarse is not None and coarse in granted
+
+
+class Authenticator(Protocol):
+    """Turns the value of an `Authorization` header into a principal.
+
+    The gate asks `cached` first, without awaiting; only a miss goes to `resolve`.
+    """
+
+    def cached(self, realm: Realm, authorization: bytes, address: str) -> Principal | None:
+        """The principal of a credential that was verified a moment ago and is known to be still valid, else None."""
+
+    async def resolve(self, realm: Realm, authorization: bytes, address: str) -> Principal:
+        """Verify the credential. Raises `Unauthorized` for any that does not hold, `Unavailable` when the database is away."""
+
+
+def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
+    """The verified caller of this request; raises `Unauthorized` when there is none."""
+    state = connection.scope["state"]
+    principal: Principal | None = state.get("principal")
+    if principal is None:
+        raise state.get("auth_error") or Unauthorized()
+    return principal
+
+
+class Guard:
+    """The guard that `requires` makes; tests and the OpenAPI documents read `scope` from it."""
+
+    __slots__ = ("account_only", "scope")
+
+    def __init__(self, scope: str | None, *, account_only: bool = False) -> None:
+        self.scope = scope
+        self.account_only = account_only
+
+    async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+        principal = principal_of(connection)
+        if self.account_only and principal.session_id is None:
+            raise Forbidden("An API key can't do this; log in", code="session_required")
+        if self.scope is not None and not principal.allows(self.scope):
+            raise Forbidden(f"This needs the scope {self.scope}", code="scope_missing")
+
+
+def requires(scope: str) -> Guard:
+    """A guard: the caller must be known and hold `scope` (401 without a credential, 403 without the scope)."""
+    return Guard(scope)
+
+
+def authenticated() -> Guard:
+    """A guard: any known caller, whatever its scopes."""
+    return Guard(None)
+
+
+def account() -> Guard:
+    """A guard: a person who logged in; API keys are refused (passwords, second factors, sessions)."""
+    return Guard(None, account_only=True)
