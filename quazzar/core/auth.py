@@ -36,7 +36,12 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Finer scopes lie within a coarse one: `apps:write` includes each of them.
-_FINER = {"apps:operate": "apps:write", "apps:deploy": "apps:write", "apps:exec": "apps:write", "apps:secrets": "apps:write"}
+_FINER = {
+    "apps:operate": "apps:write",
+    "apps:deploy": "apps:write",
+    "apps:exec": "apps:write",
+    "apps:secrets": "apps:write",
+}
 
 
 def scope_within(scope: str, granted: frozenset[str]) -> bool:
@@ -57,7 +62,7 @@ class Authenticator(Protocol):
         """The principal of a credential that was verified a moment ago and is known to be still valid, else None."""
 
     async def resolve(self, realm: Realm, authorization: bytes, address: str) -> Principal:
-        """Verify the credential. Raises `Unauthorized` for any that does not hold, `Unavailable` when the database is away."""
+        """Verify the credential. Raises `Unauthorized` when it does not hold, `Unavailable` without a database."""
 
 
 def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:

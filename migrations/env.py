@@ -1,0 +1,23 @@
+"""Runs revisions over one connection that `quazzar.core.migrations` has opened and locked."""
+
+from alembic import context
+
+import quazzar.tables  # noqa: F401 - registers every table on the metadata
+from quazzar.core.db import Base
+
+
+def include_object(_object: object, name: str | None, kind: str, reflected: bool, _compare_to: object) -> bool:
+    """Tables of the job queue belong to its library: they are made by a revision, but no model describes them."""
+    return not (kind == "table" and reflected and name is not None and name.startswith("pgqueuer"))
+
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=Base.metadata,
+    transaction_per_migration=True,
+    include_object=include_object,
+    compare_type=True,
+)
+with context.begin_transaction():
+    context.run_migrations()
