@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql import ClauseElement
 
 from quazzar.core.errors import AppError, DatabaseUnavailable
+from quazzar.core.migrations import SchemaState, schema_state
 
 APP_ROLE = "quazzar_app"
 """The role that the process works under: it owns nothing, so row-level security and grants bind it."""
@@ -135,10 +136,10 @@ class Database:
             settings["statement_timeout"] = "0"
         return await asyncpg.connect(_plain_url(self.url), timeout=5, server_settings=settings)
 
-    async def ping(self) -> None:
-        """Raises what the driver raises when the database does not answer."""
-        async with self.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+    async def schema_state(self) -> SchemaState:
+        """Which revision the database is at; raises what the driver raises when it does not answer."""
+        async with (await self.reads()).acquire(timeout=POOL_WAIT_SECONDS) as connection:
+            return await schema_state(connection)
 
     async def close(self) -> None:
         if self._reads is not None:

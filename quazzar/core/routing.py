@@ -1,7 +1,7 @@
 """Route decorators of this project: Litestar's handlers with a guard check that copies nothing."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from litestar import Litestar, Request
 from litestar.connection import ASGIConnection
@@ -29,9 +29,12 @@ class Endpoint(HTTPRouteHandler):
         return response
 
 
-def _decorator(method: HttpMethod) -> Callable[..., Endpoint]:
-    def decorate(path: str | Sequence[str] | None = None, **options: Any) -> Endpoint:
-        return Endpoint(path, http_method=method, **options)
+Decorator = Callable[[Callable[..., Any]], Endpoint]
+
+
+def _decorator(method: HttpMethod) -> Callable[..., Decorator]:
+    def decorate(path: str | Sequence[str] | None = None, **options: Any) -> Decorator:
+        return cast("Decorator", Endpoint(path, http_method=method, **options))
 
     decorate.__name__ = method.value.lower()
     return decorate

@@ -16,11 +16,11 @@ __all__ = ["UNSET", "In", "Line", "Meta", "Name", "Out", "Text", "UnsetType", "d
 T = TypeVar("T")
 
 
-class In(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class In(msgspec.Struct, forbid_unknown_fields=True):
     """A request body: unknown fields are errors. A field that PATCH may leave out is `T | UnsetType = UNSET`."""
 
 
-class Out(msgspec.Struct, frozen=True, kw_only=True):
+class Out(msgspec.Struct):
     """An answer: an allow-list of what may be shown, built field by field."""
 
 
