@@ -1,6 +1,5 @@
 """Structured logs: one line per event, the request id on each, and no secret in any."""
 
-import contextlib
 import logging
 import re
 import sys
@@ -152,9 +151,12 @@ class _Output:
 
     def write(self, line: bytes) -> None:
         # A log that nobody reads any more (closed pipe, full disk) must not stop the service.
-        with contextlib.suppress(OSError, ValueError), self._lock:
-            self.stream.write(line)
-            self.stream.flush()
+        try:
+            with self._lock:
+                self.stream.write(line)
+                self.stream.flush()
+        except (OSError, ValueError):
+            pass
 
     def emit(self, event: Mapping[str, Any], *, level: str, exc_info: Any = None) -> None:
         line: dict[str, Any] = {"time": _now(), "level": level, "event": _clean(event.get("event", ""))}
