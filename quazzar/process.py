@@ -1,0 +1,186 @@
+"""The process from start to end: its folder, its database, its schema, its server."""
+
+import contextlib
+import gc
+import os
+import shutil
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import asyncpg
+import msgspec
+
+from quazzar.core.crypto import Keyring, KeyProblem, load_keyring
+from quazzar.core.db import APP_ROLE, Database
+from quazzar.core.migrations import MigrationProblem, schema_state, upgrade
+from quazzar.settings import Settings
+
+if TYPE_CHECKING:
+    from quazzar.core.postgres import EmbeddedPostgres
+
+OLDEST_POSTGRES = 16
+_LOW_DISK_BYTES = 64 * 1024 * 1024
+
+
+class StartProblem(Exception):
+    """Why the process can't start or a command can't run: one sentence that says what to do."""
+
+
+class OpenDatabase(msgspec.Struct, frozen=True):
+    """A reachable database: `owner_url` may change the schema, `database` works under the app's role."""
+
+    database: Database
+    owner_url: str
+    embedded: bool
+
+
+def prepare_data_dir(settings: Settings) -> None:
+    """Make the data folder and prove that it can be written. Raises `StartProblem`."""
+    folder = settings.server.data_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise StartProblem(f"The data folder {folder} can't be written: {error.strerror or error}") from error
+    if shutil.disk_usage(folder).free < _LOW_DISK_BYTES:
+        raise StartProblem(f"The disk of the data folder {folder} is full; free some space")
+
+
+def open_keyring(settings: Settings) -> Keyring:
+    """The master keyring of this data folder. Raises `StartProblem` for a weak or exposed key."""
+    key = settings.auth.secret_key
+    try:
+        return load_keyring(key.reveal() if key is not None else None, settings.server.data_dir)
+    except KeyProblem as error:
+        raise StartProblem(str(error)) from error
+    except OSError as error:
+        raise StartProblem(f"The key file secret.key can't be used: {error.strerror or error}") from error
+
+
+@contextlib.asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[OpenDatabase]:
+    """The database of `settings`: the external one, or the embedded one, which runs while the block does."""
+    embedded: EmbeddedPostgres | None = None
+    if settings.database.url is not None:
+        owner_url = app_url = settings.database.url.reveal()
+        await _check_external(owner_url)
+        role = await _usable_role(owner_url)
+    else:
+        from quazzar.core.postgres import EmbeddedPostgres, PostgresError  # noqa: PLC0415 - unused with an external one
+
+        prepare_data_dir(settings)
+        embedded = EmbeddedPostgres(settings.server.data_dir)
+        try:
+            urls = await embedded.start()
+        except PostgresError as error:
+            raise StartProblem(str(error)) from error
+        owner_url, app_url, role = urls.owner, urls.app, None
+    database = Database(app_url, pool_size=settings.database.pool_size, role=role)
+    try:
+        yield OpenDatabase(database, owner_url, embedded is not None)
+    finally:
+        await database.close()
+        if embedded is not None:
+            await embedded.stop()
+
+
+async def _check_external(url: str) -> None:
+    try:
+        connection = await asyncpg.connect(url, timeout=5)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError, ValueError) as error:
+        raise StartProblem(f"The database of database.url can't be reached: {_reason(error)}") from error
+    try:
+        major = connection.get_server_version().major
+    finally:
+        await connection.close()
+    if major < OLDEST_POSTGRES:
+        raise StartProblem(f"The database is PostgreSQL {major}; {OLDEST_POSTGRES} or newer is needed")
+
+
+def _reason(error: BaseException) -> str:
+    """The driver's reason without anything of the address or the credentials."""
+    if isinstance(error, asyncpg.InvalidPasswordError | asyncpg.InvalidAuthorizationSpecificationError):
+        return "the user name or password was refused"
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return "there is no such database"
+    if isinstance(error, TimeoutError):
+        return "no answer within 5 seconds"
+    if isinstance(error, ConnectionRefusedError):
+        return "the connection was refused"
+    return type(error).__name__
+
+
+async def _usable_role(url: str) -> str | None:
+    """The app's role where this user may take it; without it the process works as the user itself."""
+    connection = await asyncpg.connect(url, timeout=5)
+    try:
+        usable = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1 AND pg_has_role(current_user, oid, 'MEMBER'))",
+            APP_ROLE,
+        )
+    finally:
+        await connection.close()
+    return APP_ROLE if usable else None
+
+
+async def migrate(settings: Settings) -> str:
+    """Bring the schema to the newest revision and give its name. Raises `StartProblem`."""
+    async with open_database(settings) as opened:
+        return await _migrate(opened.owner_url)
+
+
+async def _migrate(owner_url: str) -> str:
+    try:
+        await upgrade(owner_url)
+        connection = await asyncpg.connect(owner_url, timeout=5)
+    except MigrationProblem as error:
+        raise StartProblem(str(error)) from error
+    except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+        raise StartProblem(f"The database can't be reached for the migration: {_reason(error)}") from error
+    try:
+        return (await schema_state(connection)).head
+    finally:
+        await connection.close()
+
+
+async def _require_current_schema(owner_url: str) -> None:
+    connection = await asyncpg.connect(owner_url, timeout=5)
+    try:
+        state = await schema_state(connection)
+    finally:
+        await connection.close()
+    if not state.is_known:
+        raise StartProblem(
+            f"The database is at schema {state.current}, which this release does not know; install a newer release"
+        )
+    if not state.is_current:
+        raise StartProblem(
+            f"The database is at schema {state.current or 'none'}, this release needs {state.head}; "
+            "run `quazzar migrate`"
+        )
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until a signal ends it; gives the exit code. Raises `StartProblem` when it can't start."""
+    prepare_data_dir(settings)
+    keyring = open_keyring(settings)
+    if settings.database.url is not None and settings.server.mode != "panel":
+        # The role that the app works under is made by the first migration, so it must have run before roles are looked at.
+        await _check_external(settings.database.url.reveal())
+        await _migrate(settings.database.url.reveal())
+    async with open_database(settings) as opened:
+        if settings.server.mode == "panel" and not opened.embedded:
+            await _require_current_schema(opened.owner_url)
+        else:
+            await _migrate(opened.owner_url)
+
+        from quazzar.app import create_app  # noqa: PLC0415 - after the checks, so that they answer fast
+        from quazzar.core.server import run_server  # noqa: PLC0415
+
+        app = create_app(settings, keyring=keyring, database=opened.database)
+        gc.collect()
+        # What lives as long as the process need not be walked by each collection: it cuts the slowest answers.
+        gc.freeze()
+        return await run_server(app, settings)

@@ -1,0 +1,51 @@
+"""schemathesis over both documents: no 5xx, and nothing that the documents do not say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from quazzar.reference.routes import document_path
+from tests.product.process import PASSWORD, product
+
+pytestmark = [pytest.mark.timeout(4 * 3600)]
+
+EXAMPLES = int(os.environ.get("QUAZZAR_FUZZ_EXAMPLES", "2000"))
+"""Test cases per API, spread over its operations; `make fuzz` asks for more."""
+
+# Called with any body at all, this ends the session that the whole run is logged in with.
+ENDS_THE_SESSION = "Logout"
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+def test_nothing_outside_the_document(realm: str, tmp_path: Path) -> None:
+    with product(tmp_path / "data") as one:
+        one.start()
+        prefix = "/panel" if realm == "panel" else ""
+        if realm == "panel":
+            body = {"email": "a@example.com", "password": PASSWORD, "name": "A", "organization": "A"}
+            assert one.http.post("/panel/api/auth/register", json=body).status_code == 201
+            login = {"email": "a@example.com", "password": PASSWORD}
+        else:
+            assert one.setup().status_code == 201
+            login = {"username": "admin", "password": PASSWORD}
+        tokens = one.http.post(f"{prefix}/api/auth/login", json=login).json()
+        paths = msgspec.json.decode(document_path(realm).read_bytes())["paths"]
+        operations = sum(len(item) for item in paths.values())
+        command = [
+            *(sys.executable, "-m", "schemathesis.cli", "run", f"{one.url}{prefix}/api/openapi.json"),
+            *("--header", f"Authorization: Bearer {tokens['access_token']}"),
+            *("--max-examples", str(max(1, EXAMPLES // operations)), "--mode", "all", "--checks", "all"),
+            *("--exclude-operation-id", ENDS_THE_SESSION, "--request-timeout", "10", "--no-color", "--no-shrink"),
+            *("--suppress-health-check", "all", "--continue-on-failure"),
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        print(run.stdout[-20000:], run.stderr[-4000:])
+        assert run.returncode == 0, run.stdout[-8000:]
+        log = one.log.read_text()
+        assert "Traceback" not in log, log[-4000:]
+        assert tokens["access_token"] not in log
+        assert PASSWORD not in log

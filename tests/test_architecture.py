@@ -1,0 +1,178 @@
+"""Rules that hold for every route, store and document, walked rather than remembered."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from litestar.routes import HTTPRoute
+from sqlalchemy import text
+
+import quazzar.tables  # noqa: F401 - every model on the metadata
+from quazzar.app import documents, routers
+from quazzar.core.auth import Guard
+from quazzar.core.db import Base, Database
+from quazzar.core.routing import Endpoint
+from quazzar.reference.routes import document_path
+
+ROOT = Path(__file__).resolve().parents[1] / "quazzar"
+
+PUBLIC = {
+    "instance": {
+        "GET /api/health",
+        "GET /api/ready",
+        "GET /api/openapi.json",
+        "GET /api/docs",
+        "GET /api/docs/assets/{name}",
+        "POST /api/auth/setup",
+        "POST /api/auth/login",
+        "POST /api/auth/refresh",
+        "POST /api/auth/totp/verify",
+    },
+    "panel": {
+        "GET /api/health",
+        "GET /api/ready",
+        "GET /api/openapi.json",
+        "GET /api/docs",
+        "GET /api/docs/assets/{name}",
+        "POST /api/auth/register",
+        "POST /api/auth/login",
+        "POST /api/auth/refresh",
+        "POST /api/auth/totp/verify",
+    },
+}
+"""The operations that need no login. A new one must be put here by hand, and be argued for."""
+
+
+def operations(realm: str) -> Iterator[tuple[str, Endpoint]]:
+    from litestar import Litestar  # noqa: PLC0415
+
+    app = Litestar([routers()[realm]("")], openapi_config=None)
+    for route in app.routes:
+        if isinstance(route, HTTPRoute):
+            path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path_format)
+            for method, (handler, _) in route.route_handler_map.items():
+                if method != "OPTIONS":
+                    assert isinstance(handler, Endpoint), f"{method} {path} does not use quazzar.core.routing"
+                    yield f"{method} {path}", handler
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+def test_every_operation_is_guarded_or_on_the_public_list(realm: str) -> None:
+    public = set()
+    for name, handler in operations(realm):
+        guards = [guard for guard in handler.resolve_guards() if isinstance(guard, Guard)]
+        assert len(guards) <= 1, f"{name} has more than one guard"
+        if not guards:
+            public.add(name)
+    assert public == PUBLIC[realm]
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+async def test_s11_no_operation_answers_an_anonymous_caller(realm: str, app_client: httpx.AsyncClient) -> None:
+    prefix = "/panel" if realm == "panel" else ""
+    for name, _ in operations(realm):
+        method, _, path = name.partition(" ")
+        if name in PUBLIC[realm]:
+            continue
+        url = prefix + re.sub(r"\{\w+\}", "x_" + "a" * 26, path)
+        for variant in (url, url + "?token=abc&access_token=abc"):
+            answer = await app_client.request(method, variant)
+            assert answer.status_code == 401, f"{name}: {answer.status_code} {answer.text}"
+            assert answer.json()["code"] == "unauthorized"
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for other in ("HEAD", "OPTIONS"):
+            answer = await app_client.request(other, url)
+            assert answer.status_code in {204, 401, 405}, f"{other} {path}: {answer.status_code}"
+            assert answer.content == b"" or answer.status_code == 405
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+def test_handlers_are_short_and_described(realm: str) -> None:
+    for name, handler in operations(realm):
+        if not handler.resolve_include_in_schema():
+            continue
+        assert handler.summary, f"{name} has no summary"
+        assert handler.operation_id, f"{name} has no operation id"
+        source = inspect.cleandoc("\n" + inspect.getsource(handler.fn))
+        tree = ast.parse(source).body[0]
+        assert isinstance(tree, ast.AsyncFunctionDef | ast.FunctionDef)
+        statements = [item for item in tree.body if not _is_docstring(item)]
+        assert len(statements) <= 3, f"{name} has {len(statements)} statements"
+
+
+def _is_docstring(item: ast.stmt) -> bool:
+    return isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)
+
+
+def test_every_store_function_of_the_panel_is_scoped_by_tenant() -> None:
+    for file in ROOT.glob("panel/**/store.py"):
+        for item in ast.parse(file.read_text()).body:
+            if isinstance(item, ast.AsyncFunctionDef) and not item.name.startswith("_"):
+                names = [argument.arg for argument in item.args.args]
+                assert names[:1] == ["tenant_id"] or names[1:2] == ["tenant_id"], f"{file.name}: {item.name}{names}"
+
+
+async def test_every_tenant_table_has_forced_row_security(database: Database) -> None:
+    tables = {table.name for table in Base.metadata.tables.values() if "tenant_id" in table.columns}
+    async with database.begin() as session:
+        rows = await session.execute(
+            text("SELECT relname FROM pg_class WHERE relrowsecurity AND relforcerowsecurity AND relkind IN ('r', 'p')")
+        )
+        forced = {row[0] for row in rows}
+    assert tables
+    assert tables <= forced
+
+
+async def test_the_app_works_under_a_role_that_owns_nothing(database: Database) -> None:
+    async with database.begin() as session:
+        role = (
+            await session.execute(
+                text("SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname = current_user")
+            )
+        ).one()
+        owned = (
+            await session.execute(
+                text(
+                    "SELECT count(*) FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE r.rolname = current_user"
+                )
+            )
+        ).scalar_one()
+    assert tuple(role) == ("quazzar_app", False, False)
+    assert owned == 0
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+def test_the_checked_in_document_equals_the_generated_one(realm: str) -> None:
+    assert msgspec.json.decode(document_path(realm).read_bytes()) == documents()[realm](), (
+        "run `make openapi` and commit the result"
+    )
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+def test_the_documents_are_complete(realm: str) -> None:
+    document: dict[str, Any] = msgspec.json.decode(document_path(realm).read_bytes())
+    assert document["openapi"].startswith("3.1")
+    ids = []
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            where = f"{method.upper()} {path}"
+            ids.append(operation["operationId"])
+            assert operation["summary"], where
+            assert "security" in operation, where
+            assert {"400", "429", "500", "503"} <= operation["responses"].keys(), where
+            if operation["security"]:
+                assert {"401", "403"} <= operation["responses"].keys(), where
+            success = [status for status in operation["responses"] if status < "400"]
+            assert success, where
+            for status in success:
+                for content in operation["responses"][status].get("content", {}).values():
+                    assert "example" in content or "examples" in content, where
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                assert "example" in content or "examples" in content, where
+    assert len(ids) == len(set(ids))
