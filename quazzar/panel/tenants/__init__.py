@@ -1,0 +1,1 @@
+"""Tenants of the panel and who belongs to them."""
