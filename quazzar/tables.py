@@ -1,6 +1,12 @@
 """Every table of the product on one metadata, for migrations and their drift check."""
 
+# ruff: noqa: F401
+
 import quazzar.accounts.models
 import quazzar.core.idempotency
 import quazzar.core.jobs.models
-import quazzar.panel.tenants.models  # noqa: F401
+import quazzar.core.records
+import quazzar.instance.apps.models
+import quazzar.instance.templates.models
+import quazzar.instance.auth.models
+import quazzar.panel.tenants.models

@@ -1,6 +1,5 @@
 """Fixtures: one real PostgreSQL per test worker, a migrated database per module, and the real app over it."""
 
-import asyncio
 import base64
 import contextlib
 import secrets
@@ -14,7 +13,6 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import httpx
 import pytest
-import uvloop
 from quazzar.core.postgres import DatabaseUrls, EmbeddedPostgres
 
 from quazzar.app import create_app
@@ -24,11 +22,6 @@ from quazzar.core.migrations import upgrade
 from quazzar.settings import Settings, load_settings
 
 PASSWORD = "correct horse battery staple"
-
-
-@pytest.fixture(scope="session")
-def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture(scope="session")

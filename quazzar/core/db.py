@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -107,6 +107,8 @@ class Database:
             if tenant is not None or user is not None:
                 await session.execute(_SCOPE, {"tenant": tenant or "", "user": user or ""})
             yield session
+            for hook in session.info.pop("before_commit", ()):
+                await hook(session)
         for callback in session.info.pop("after_commit", ()):
             callback()
 
@@ -154,6 +156,11 @@ def _plain_url(url: str) -> str:
     """The form that asyncpg itself reads."""
     parts = urlsplit(url)
     return urlunsplit(("postgresql", parts.netloc, parts.path, parts.query, ""))
+
+
+def before_commit(session: AsyncSession, hook: Callable[[AsyncSession], Awaitable[None]]) -> None:
+    """Run `hook` as the last thing of the transaction; when it raises, the transaction is rolled back."""
+    session.info.setdefault("before_commit", []).append(hook)
 
 
 def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:

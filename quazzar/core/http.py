@@ -4,13 +4,15 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from litestar import Request
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.types import Empty
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.core.auth import Principal
+from quazzar.core.auth import Principal, Realm
 from quazzar.core.db import Database
 from quazzar.core.idempotency import begin_idempotent
+from quazzar.core.records import Caller
 from quazzar.core.schema import decode_body
 
 
@@ -26,6 +28,24 @@ class JsonRequest(Request[Any, Any, State]):
         return self._json
 
 
+def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
+    """On whose behalf this request works, for audit records and events."""
+    state = connection.scope["state"]
+    principal: Principal | None = state.get("principal")
+    realm: Realm = state.get("realm", "instance")
+    address, request_id = state.get("address"), state.get("request_id")
+    if principal is None:
+        return Caller(kind="anonymous", realm=realm, address=address, request_id=request_id)
+    return Caller(
+        kind="key" if principal.key_id is not None else "user",
+        id=principal.key_id or principal.user_id,
+        realm=realm,
+        tenant_id=principal.tenant_id,
+        address=address,
+        request_id=request_id,
+    )
+
+
 async def provide_session(request: Request[Any, Any, State]) -> AsyncGenerator[AsyncSession, None]:
     """The request's one transaction, committed after the answer is built and before it is sent.
 
@@ -36,5 +56,6 @@ async def provide_session(request: Request[Any, Any, State]) -> AsyncGenerator[A
     tenant = principal.tenant_id if principal is not None else None
     user = principal.user_id if principal is not None else None
     async with database.begin(tenant=tenant, user=user) as session:
+        session.info["caller"] = caller_of(request)
         request.scope["state"]["idempotent"] = await begin_idempotent(request, session, request.app.state.keyring)
         yield session
