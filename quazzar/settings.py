@@ -682,6 +682,7 @@ def _config_file(flags: Mapping[str, str], environ: Mapping[str, str], named: Pa
         try:
             if candidate.is_file():
                 return candidate
-        except OSError:  # a folder on the way may not be entered; what must be written there is checked at start
-            continue
+        except OSError:
+            # Its folder is closed to us: reading it says so, where passing over it would hide what the owner has set.
+            return candidate
     return None

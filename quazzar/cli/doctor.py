@@ -128,13 +128,15 @@ def check_key(settings: Settings) -> Finding:
 
 
 async def check_embedded(settings: Settings) -> Finding:
-    from quazzar.core import postgres  # noqa: PLC0415 - for the embedded one only
+    from quazzar.core.postgres import EmbeddedPostgres  # noqa: PLC0415 - for the embedded one only
+    from quazzar.core.postgres.home import MAJOR  # noqa: PLC0415
+    from quazzar.core.postgres.programs import installs  # noqa: PLC0415
 
     advice = "install again from the lock file, or set database.url"
-    programs = postgres._installs()  # noqa: SLF001 - only asks what is there
-    if postgres.MAJOR not in programs:
-        return Finding("fail", "database", f"the programs of PostgreSQL {postgres.MAJOR} are missing; {advice}")
-    if await _output_of(str(programs[postgres.MAJOR] / "bin" / "postgres"), "--version") is None:
+    programs = installs()
+    if MAJOR not in programs:
+        return Finding("fail", "database", f"the programs of PostgreSQL {MAJOR} are missing; {advice}")
+    if await _output_of(str(programs[MAJOR] / "bin" / "postgres"), "--version") is None:
         return Finding("fail", "database", "the embedded PostgreSQL does not run on this system; set database.url")
     try:
         made_by = [
@@ -146,21 +148,19 @@ async def check_embedded(settings: Settings) -> Finding:
         return Finding("fail", "database", f"the folder of the embedded PostgreSQL can't be read: {error.strerror}")
     newest = max(made_by, default=None)
     if newest is None:
-        return Finding("ok", "database", f"embedded PostgreSQL {postgres.MAJOR}; made at the first start")
-    if newest > postgres.MAJOR:
+        return Finding("ok", "database", f"embedded PostgreSQL {MAJOR}; made at the first start")
+    if newest > MAJOR:
         sentence = f"the data folder is from PostgreSQL {newest}, newer than this release has; install a newer release"
         return Finding("fail", "database", sentence)
-    if newest < postgres.MAJOR and newest not in programs:
+    if newest < MAJOR and newest not in programs:
         sentence = f"the data folder is from PostgreSQL {newest}, which this release can't upgrade; see operating.md"
         return Finding("fail", "database", sentence)
-    if newest < postgres.MAJOR:
-        return Finding(
-            "warn", "database", f"PostgreSQL {newest} becomes {postgres.MAJOR} at the next start; back up first"
-        )
-    urls = await postgres.EmbeddedPostgres.running_urls(settings.server.data_dir)
+    if newest < MAJOR:
+        return Finding("warn", "database", f"PostgreSQL {newest} becomes {MAJOR} at the next start; back up first")
+    urls = await EmbeddedPostgres.running_urls(settings.server.data_dir)
     if urls is not None:
         return await _connect_and_judge(urls.app)
-    return Finding("ok", "database", f"embedded PostgreSQL {postgres.MAJOR}, not running now")
+    return Finding("ok", "database", f"embedded PostgreSQL {MAJOR}, not running now")
 
 
 async def _output_of(*command: str) -> str | None:
