@@ -1,0 +1,678 @@
+"""The HTTP server: uvicorn with uvloop and httptools, and the deadlines and refusals that it leaves to a proxy.
+
+What a proxy in front usually promises holds here without one:
+
+- a head arrives within `head_seconds` and in at most 32 KiB and 100 lines, or the connection ends with an envelope
+- what two servers could read differently (RFC 9112, sections 3.2 and 6.3) is refused: both lengths or two of them,
+  other transfer codings than `chunked`, bare line feeds, folded lines, a space before the colon, a target of another
+  host, HTTP/0.9 and 2
+- an unread body is thrown away for a moment, so that the answer reaches the caller before the connection ends
+- a caller that does not take its answer is dropped after `write_seconds`
+- beyond `max_connections` new requests get a 503; far beyond it connections are not taken at all
+
+The time for a body is the gate's matter.
+"""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import os
+import resource
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Final
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+import structlog
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import HANDLED_SIGNALS, ServerState
+
+from quazzar.core.envelope import encode_error, error_headers
+from quazzar.core.errors import AppError, Unavailable
+from quazzar.core.gate import MAX_HEADER_BYTES, MAX_HEADER_LINES, MAX_URL_BYTES, App, rate_headers
+from quazzar.core.ids import new_id
+from quazzar.core.ratelimit import Hit
+
+log = structlog.get_logger(__name__)
+
+# How much of a body that nobody wants is read before the connection is cut, and for how long.
+DISCARD_BYTES: Final = 16 * 1024 * 1024
+DISCARD_SECONDS: Final = 5.0
+LINGER_SECONDS: Final = 2.0
+MAX_PIPELINED: Final = 16
+
+
+class CannotListen(Exception):
+    """The address can't be listened on; the text is one sentence for whoever started the process."""
+
+
+class StartFailed(Exception):
+    """The app's start-up failed; the log has the reason."""
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Deadlines in seconds and caps. `rate_limit` is what refusals below the gate show as the limit per minute.
+
+    A stop waits `drain_seconds` for requests and then `close_seconds` for the app to close what it holds.
+    """
+
+    head_seconds: float = 10.0
+    keep_alive_seconds: int = 60
+    write_seconds: float = 30.0
+    drain_seconds: int = 20
+    close_seconds: float = 5.0
+    max_connections: int = 8192
+    rate_limit: int = 100
+    websocket_bytes: int = 1024 * 1024
+    tls: ssl.SSLContext | None = None
+
+
+class _Config(uvicorn.Config):
+    """uvicorn's configuration with ours inside, where the protocol finds it."""
+
+    def __init__(self, app: App, edge: ServerConfig) -> None:
+        tls = edge.tls
+        super().__init__(
+            app,
+            http=Protocol,
+            ws="websockets-sansio",
+            ws_max_size=edge.websocket_bytes,
+            interface="asgi3",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=edge.keep_alive_seconds,
+            timeout_graceful_shutdown=edge.drain_seconds,
+            ssl_context_factory=None if tls is None else lambda *_: tls,
+        )
+        self.edge = edge
+
+
+class _Refusal(AppError):
+    """A request that is answered here, before the gate."""
+
+    def __init__(self, message: str, *, status: int = 400, code: str = "invalid_http") -> None:
+        super().__init__(message, code=code)
+        self.status = status  # type: ignore[misc]
+
+
+def _answer(error: AppError, limit: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an answer of our own, labelled as those of the gate are."""
+    request_id = new_id("req")
+    body = encode_error(error, request_id)
+    hit = Hit(allowed=True, limit=limit, remaining=limit, reset=int(time.time() // 60 + 1) * 60)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        (b"x-request-id", request_id.encode()),
+        *rate_headers(hit),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        *error_headers(error),
+    ]
+    return headers, body
+
+
+class _Channel:
+    """What a cycle sees of the transport: closing it first gives an unread body the time to be thrown away."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, protocol: "Protocol") -> None:
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+        self.close = protocol.finish
+
+
+class _Cycle(RequestResponseCycle):
+    """One request and its answer; the app behind is the gate, so its own 500 is for a gate that broke."""
+
+    limit = 0
+
+    async def send_500_response(self) -> None:
+        headers, body = _answer(AppError(), self.limit)
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        assert isinstance(config, _Config)
+        self._edge = config.edge
+        self._channel: Any = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
+        self._discard_deadline: asyncio.TimerHandle | None = None
+        # The head that is being read: whether there is one, and how much of it has come.
+        self._in_head = False
+        self._fed = 0
+        self._lines = 0
+        self._size = 0
+        self._hosts: list[bytes] = []
+        self._coding: bytes | None = None
+        self._has_length = False
+        # Whether the message that is being read has a cycle that takes its body.
+        self._has_cycle = False
+        # Set when nothing more is parsed: what is to be said once earlier requests are answered.
+        self._refusal: AppError | None = None
+        self._deaf = False
+        self._discarding = False
+        self._discarded = 0
+        self._close_after_discard = False
+
+    # --- the connection ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._channel = _Channel(self)
+        if len(self.connections) > self._edge.max_connections * 5 // 4:
+            transport.abort()
+            return
+        self._deadline = self.loop.call_later(self._edge.head_seconds, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._deadline, self._write_deadline, self._discard_deadline):
+            if timer is not None:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def _is_idle(self) -> bool:
+        """Whether no request waits for its answer."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._discarding:
+            self._discarded += len(data)
+            if self._discarded > DISCARD_BYTES:
+                self.transport.abort()
+                return
+        if self._deaf:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._upgrade()
+            return
+        except httptools.HttpParserError:
+            self._stop_parsing(self._refusal or _Refusal("The request is not valid HTTP/1.1"))
+            return
+        if self._in_head:
+            self._fed += len(data)
+            if self._fed > MAX_HEADER_BYTES + MAX_URL_BYTES:
+                self._stop_parsing(_too_large())
+                return
+        elif self._has_cycle:
+            return
+        # A head has begun and is not complete, or nothing but empty lines has come.
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self._edge.head_seconds, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._deadline = None
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._stop_parsing(_Refusal("The head of the request did not arrive in time", code="head_timeout"))
+        elif self._is_idle():
+            self._close()
+
+    def _upgrade(self) -> None:
+        if self._should_upgrade():
+            self.handle_websocket_upgrade()
+        else:
+            # The request was taken as an ordinary one; the parser can't go on behind it.
+            self._deaf = True
+            self.cycle.keep_alive = False
+
+    # --- parsing -------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._has_cycle = False
+        self._fed = self._lines = self._size = 0
+        self._hosts.clear()
+        self._coding = None
+        self._has_length = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        if len(self.url) > MAX_URL_BYTES:
+            self._give_up(_Refusal("Path and query are too long", status=414, code="uri_too_long"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._lines += 1
+        self._size += len(name) + len(value)
+        if self._lines > MAX_HEADER_LINES or self._size > MAX_HEADER_BYTES:
+            self._give_up(_too_large())
+        if not self._in_head:
+            # A trailer: the request is on its way with the headers that it had.
+            return
+        name = name.lower()
+        value = value.rstrip()
+        if name == b"host":
+            self._hosts.append(value)
+        elif name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        elif name == b"transfer-encoding":
+            self._coding = value if self._coding is None else b"twice"
+        elif name == b"content-length":
+            self._has_length = value != b"0"
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._lines = self._size = 0
+        version = self.parser.get_http_version()
+        method = self.parser.get_method().decode("ascii")
+        url = httptools.parse_url(self.url) if method != "CONNECT" else None
+        problem = self._head_problem(method, version, url)
+        if problem is not None:
+            self._give_up(_Refusal(problem))
+        assert url is not None
+        scope = self.scope
+        scope["method"] = method
+        if version != "1.1":
+            scope["http_version"] = version
+        if self.parser.should_upgrade() and self._should_upgrade():
+            return
+        raw_path: bytes = url.path
+        path = raw_path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = raw_path
+        scope["query_string"] = url.query or b""
+        self._begin(keep_alive=version == "1.1" and self.parser.should_keep_alive())
+
+    def _begin(self, *, keep_alive: bool) -> None:
+        """Start the app on the request, or put it behind those before it."""
+        first = self._is_idle()
+        cycle = self.cycle = _Cycle(
+            scope=self.scope,
+            transport=self._channel,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        cycle.limit = self._edge.rate_limit
+        self._has_cycle = True
+        app = self._busy if len(self.connections) > self._edge.max_connections else self.app
+        if first:
+            self._start_asgi_task(cycle, app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, app))
+
+    def _head_problem(self, method: str, version: str, url: Any) -> str | None:
+        """What is wrong with a head that the parser takes; None when nothing is."""
+        if version not in ("1.1", "1.0"):
+            return f"HTTP/{version} is not spoken here"
+        if self._coding is not None and (self._coding.lower() != b"chunked" or version == "1.0"):
+            return "The transfer coding must be chunked"
+        if len(self._hosts) > 1 or (not self._hosts and version == "1.1"):
+            return "There must be exactly one Host header"
+        if url is None:
+            return "This is not a proxy"
+        if not url.path:
+            return "The request has no path"
+        if url.host is not None:
+            named = self._hosts[0].lower() if self._hosts else b""
+            target = url.host.lower()
+            if named not in (target, b"%s:%d" % (target, url.port or 80)):
+                return "The target and the Host header name different hosts"
+        elif url.path[:1] != b"/" and url.path != b"*":
+            return "The path must start with a slash"
+        if len(self.pipeline) >= MAX_PIPELINED:
+            return "There are too many requests at once on this connection"
+        if self.parser.should_upgrade():
+            return self._upgrade_problem(method)
+        return None
+
+    def _upgrade_problem(self, method: str) -> str | None:
+        if self._coding is not None or self._has_length:
+            return "A request with a body can't change the protocol"
+        if not self._is_idle():
+            return "The protocol can't change while a request is being answered"
+        if not self._should_upgrade():
+            return None
+        found = dict(self.headers)
+        if method != "GET" or found.get(b"sec-websocket-version") != b"13" or not found.get(b"sec-websocket-key"):
+            return "The WebSocket handshake is not valid"
+        return None
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self._has_cycle:
+            self.cycle.more_body = False
+            if self._discarding:
+                self._discarded_all()
+
+    # --- refusing ------------------------------------------------------------------------------------------------
+
+    def _give_up(self, error: AppError) -> None:
+        """Make the parser stop; it turns any exception of a callback into its own."""
+        self._refusal = error
+        raise error
+
+    def _stop_parsing(self, error: AppError) -> None:
+        """Nothing after this point of the stream can be understood: say so when it is this message's turn, then end."""
+        self._deaf = True
+        self._in_head = False
+        self._refusal = error
+        if self._is_idle():
+            self._send_refusal()
+        elif self._has_cycle:
+            # The body of a request that is being handled broke off.
+            cycle = self.cycle
+            started = cycle.response_started
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if started or self.pipeline:
+                self.transport.abort()
+            else:
+                self._send_refusal()
+        # Else it is said after the answers to the requests before it.
+
+    def _send_refusal(self) -> None:
+        error = self._refusal
+        if error is None or self.transport.is_closing():
+            return
+        log.debug("Connection refused", code=error.code, client=self.client and self.client[0])
+        headers, body = _answer(error, self._edge.rate_limit)
+        head = [STATUS_LINE[error.status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            head += (name, b": ", value, b"\r\n")
+        self.transport.write(b"".join((*head, b"\r\n", body)))
+        # The caller may still be sending; closing now could take the answer away from it.
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._discard(LINGER_SECONDS, close=True)
+
+    async def _busy(self, _scope: Any, _receive: Any, send: Any) -> None:
+        error = Unavailable("There are too many connections right now", code="too_many_connections")
+        headers, body = _answer(error, self._edge.rate_limit)
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    # --- ending --------------------------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        cycle = self.cycle
+        if cycle.response_complete and cycle.more_body and not self._discarding:
+            self._discard(DISCARD_SECONDS, close=False)
+        super().on_response_complete()
+        if self._refusal is not None and cycle.response_complete:
+            self._send_refusal()
+
+    def finish(self) -> None:
+        """Close after an answer, once the rest of its request's body is out of the way."""
+        cycle = self.cycle
+        if cycle.response_complete and cycle.more_body and not cycle.disconnected:
+            self._discard(DISCARD_SECONDS, close=True)
+        else:
+            self._close()
+
+    def _discard(self, seconds: float, *, close: bool) -> None:
+        self._discarding = True
+        self._close_after_discard = close
+        self.flow.resume_reading()
+        if self._discard_deadline is None:
+            self._discard_deadline = self.loop.call_later(seconds, self._discarded_enough)
+
+    def _discarded_enough(self) -> None:
+        self._discard_deadline = None
+        if not self.transport.is_closing():
+            self._close()
+
+    def _discarded_all(self) -> None:
+        self._discarding = False
+        self._discarded = 0
+        if self._discard_deadline is not None:
+            self._discard_deadline.cancel()
+            self._discard_deadline = None
+        if self._close_after_discard:
+            self._close()
+        elif not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _close(self) -> None:
+        """Close, but do not wait for ever for a caller that does not take what is left to send."""
+        self.transport.close()
+        if self._write_deadline is None and self.transport.get_write_buffer_size():
+            self._write_deadline = self.loop.call_later(self._edge.write_seconds, self.transport.abort)
+
+    def timeout_keep_alive_handler(self) -> None:
+        if not self.transport.is_closing():
+            self._close()
+
+    def shutdown(self) -> None:
+        if self._is_idle():
+            self._close()
+        else:
+            self.cycle.keep_alive = False
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._write_deadline is None:
+            self._write_deadline = self.loop.call_later(self._edge.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_deadline is not None and not self.transport.is_closing():
+            self._write_deadline.cancel()
+            self._write_deadline = None
+
+
+def _too_large() -> AppError:
+    return _Refusal("The headers are too large", status=431, code="headers_too_large")
+
+
+# --- the process ---------------------------------------------------------------------------------------------------
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound to every address that `host` stands for; port 0 takes one free port for all of them.
+
+    Nothing connects to them before a server takes them over. Raises `CannotListen`.
+    """
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError, OverflowError):
+        raise CannotListen(f"The address {host} can't be resolved") from None
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        taken = sockets[0].getsockname()[1] if sockets and not port else port
+        try:
+            sockets.append(_bind(family, kind, protocol, (address[0], taken, *address[2:])))
+        except OSError as error:
+            # A name may stand for an address family that this machine does not have.
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and len(found) > 1:
+                absent = error
+                continue
+            for other in sockets:
+                other.close()
+            raise CannotListen(_why(error, host, port)) from error
+    if not sockets:
+        raise CannotListen(_why(absent, host, port)) from absent
+    return sockets
+
+
+def _bind(family: int, kind: int, protocol: int, address: Any) -> socket.socket:
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.setblocking(False)
+        bound.bind(address)
+        # Bound alone does not claim the port: another program could still start to listen on it.
+        bound.listen(2048)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _why(error: OSError | None, host: str, port: int) -> str:
+    match error.errno if error is not None else None:
+        case errno.EADDRINUSE:
+            return f"Port {port} on {host} is already in use; stop the other program or choose another port"
+        case errno.EACCES | errno.EPERM:
+            return f"Port {port} on {host} needs more rights than this process has; choose one above 1023"
+        case errno.EADDRNOTAVAIL:
+            return f"This machine does not have the address {host}"
+        case _:
+            return f"Port {port} on {host} can't be listened on"
+
+
+class Server(uvicorn.Server):
+    """One listener and the app behind it.
+
+    `run` blocks until the process is told to stop; `serve` does the same inside a running loop and touches signals only
+    in the main thread with `signals`. `stop` asks for a graceful end: no new connections, `on_draining`, requests in
+    flight get `drain_seconds`, then the app's shutdown `close_seconds`. A second signal ends the process at once.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        host: str,
+        port: int,
+        *,
+        config: ServerConfig | None = None,
+        on_started: Callable[[list[tuple[str, int]]], None] | None = None,
+        on_draining: Callable[[], None] | None = None,
+        signals: bool = True,
+    ) -> None:
+        """Claims the address at once, before the app has begun to start; raises `CannotListen`."""
+        self.edge = config or ServerConfig()
+        super().__init__(_Config(app, self.edge))
+        self.sockets = listen(host, port)
+        self.addresses: list[tuple[str, int]] = [bound.getsockname()[:2] for bound in self.sockets]
+        self._on_started = on_started
+        self._on_draining = on_draining
+        self._signals = signals
+
+    @property
+    def port(self) -> int:
+        """The port that was bound, also when 0 was asked for."""
+        return self.addresses[0][1]
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on an event loop of its own until stopped; returns after a graceful end. Raises `StartFailed`."""
+        _allow_many_files()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self.serve(sockets))
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            with self.capture_signals():
+                await self._serve(sockets or self.sockets)
+        finally:
+            for bound in self.sockets:
+                bound.close()
+
+    def stop(self) -> None:
+        """Ask for a graceful end; safe to call again."""
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            raise StartFailed("The start failed; the log says why") from None
+        if self._signals:
+            # What is there now lives as long as the process; the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+        if self._on_started is not None and not self.should_exit:
+            self._on_started(self.addresses)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._on_draining is not None:
+            self._on_draining()
+        try:
+            async with asyncio.timeout(self.edge.drain_seconds + self.edge.close_seconds):
+                await super().shutdown(sockets)
+        except TimeoutError:
+            log.warning("The end took too long and was cut short")
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's, does not raise the signal again afterwards: a graceful end is exit code 0."""
+        if not self._signals or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files, which is made for interactive programs, up to what the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def run_server(
+    app: App,
+    host: str,
+    port: int,
+    *,
+    on_started: Callable[[list[tuple[str, int]]], None] | None = None,
+    on_draining: Callable[[], None] | None = None,
+    config: ServerConfig | None = None,
+) -> None:
+    """Serve `app` until SIGINT or SIGTERM; returns after a graceful end, so the process may exit with 0.
+
+    `on_started` gets the bound addresses once requests are taken; `on_draining` is called when the end begins. Raises
+    `CannotListen` before the app has started, `StartFailed` when its start-up fails.
+    """
+    Server(app, host, port, config=config, on_started=on_started, on_draining=on_draining).run()
