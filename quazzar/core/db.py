@@ -105,7 +105,7 @@ class Database:
         """
         async with self._sessions.begin() as session:
             if tenant is not None or user is not None:
-                await session.execute(_SCOPE, {"tenant": tenant or "", "user": user or ""})
+                await set_scope(session, tenant=tenant, user=user)
             yield session
             for hook in session.info.pop("before_commit", ()):
                 await hook(session)
@@ -147,6 +147,11 @@ class Database:
         if self._reads is not None:
             self._reads.terminate()
         await self.engine.dispose()
+
+
+async def set_scope(session: AsyncSession, *, tenant: str | None = None, user: str | None = None) -> None:
+    """What row-level security sees for the rest of the transaction, where its user is learnt on the way."""
+    await session.execute(_SCOPE, {"tenant": tenant or "", "user": user or ""})
 
 
 _SCOPE = text("SELECT set_config('app.tenant', :tenant, true), set_config('app.user', :user, true)")
