@@ -7,6 +7,6 @@ import quazzar.core.idempotency
 import quazzar.core.jobs.models
 import quazzar.core.records
 import quazzar.instance.apps.models
-import quazzar.instance.templates.models
 import quazzar.instance.auth.models
+import quazzar.instance.templates.models
 import quazzar.panel.tenants.models
