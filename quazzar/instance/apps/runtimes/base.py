@@ -1,13 +1,17 @@
 """The promise of a container runtime: whole apps in, the engine's truth out."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import hashlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from quazzar.core.errors import Unavailable
-from quazzar.instance.apps.spec import AppSpec
+from quazzar.core.secret import Secret
+from quazzar.instance.apps.spec import AppSpec, AttachmentSpec, ServiceSpec
+
+LINE_LIMIT_BYTES = 64 * 1024
 
 Health = Literal["none", "starting", "healthy", "unhealthy"]
 Stream = Literal["stdout", "stderr"]
@@ -48,6 +52,18 @@ class PortInUse(RuntimeFailure):
         super().__init__(reason, code="port_in_use", service=service)
 
 
+class DependencyFailed(RuntimeFailure):
+    """A service was not started because one that it waits for did not get there."""
+
+    def __init__(self, reason: str, *, service: str | None = None) -> None:
+        super().__init__(reason, code="dependency_failed", service=service)
+
+
+class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
+    username: str
+    password: Secret
+
+
 class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     driver: str
     version: str
@@ -77,7 +93,11 @@ class PortState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine holds of one app; an app of which nothing is left is not reported at all."""
+    """What the engine holds of one app; an app of which nothing is left is not reported at all.
+
+    `services` come in the order in which they start. `volumes` are short names: those of the spec, and those that a
+    driver made for folders that an image declares as its data.
+    """
 
     app_id: str
     services: tuple[ServiceState, ...]
@@ -126,28 +146,38 @@ class Runtime(Protocol):
     async def info(self) -> RuntimeInfo:
         """The engine's own word on itself; the cheap check whether it is there."""
 
-    async def pull(self, spec: AppSpec, report: Report) -> dict[str, str]:
+    async def pull(
+        self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
+    ) -> dict[str, str]:
         """Make all images of `spec` present. Gives image → digest (or image id where the image has no digest).
 
-        An image that is present is not pulled again. Raises `ImageNotFound`.
+        An image that is present is not pulled again. `logins` are keyed by registry host as image names carry it
+        (`docker.io` for names without one). Raises `ImageNotFound`.
         """
 
     async def up(self, spec: AppSpec, report: Report) -> None:
         """Networks, volumes and containers as in `spec`, started in the order of their dependencies' conditions.
 
         A container that matches its part of the spec is left as it is; one that differs is recreated (volumes stay);
-        services that the spec no longer has are removed. Waits for the conditions that dependencies name, not for the
-        health of the others. Raises `PortInUse`, `ImageNotFound`.
+        services that the spec no longer has are removed. A service that others wait to complete and that has
+        completed is not run again. Waits for the conditions that dependencies name, not for the health of the others.
+        Images are not pulled. Raises `PortInUse`, `ImageNotFound`, `DependencyFailed`.
         """
 
     async def start(self, app_id: str) -> None:
-        """Start the stopped containers of an app, in order. Nothing to start is no error."""
+        """Start the stopped containers of an app in the order and under the conditions of its last `up`.
+
+        Nothing to start is no error. Raises `PortInUse`, `DependencyFailed`.
+        """
 
     async def stop(self, app_id: str) -> None:
-        """Stop the running containers in reverse order, each within its own grace period."""
+        """Stop the running containers, each within its own grace period, dependents before what they depend on."""
 
     async def remove(self, app_id: str, *, keep_volumes: bool) -> None:
-        """Remove containers and networks, and volumes too unless kept. What is gone already is no error."""
+        """Remove containers and networks, and volumes too unless kept. What is gone already is no error.
+
+        With kept volumes the containers are stopped as `stop` does, so that their data is whole; else they are killed.
+        """
 
     async def find(self) -> Sequence[AppState]:
         """All apps of which the engine holds anything."""
@@ -164,20 +194,61 @@ class Runtime(Protocol):
         since: datetime | None = None,
         until: datetime | None = None,
         follow: bool = False,
-    ) -> AsyncIterator[LogLine]:
+    ) -> AsyncGenerator[LogLine, None]:
         """Lines of all (or the named) services, merged in order of time; `tail` counts over the merged result.
 
-        With `follow` the iterator goes on until it is closed or the containers are gone.
+        With `follow` the iterator goes on, over restarts too, until it is closed or the containers are gone. Lines
+        that are longer than `LINE_LIMIT_BYTES` come in pieces; bytes that are not UTF-8 become U+FFFD.
         """
 
     async def stats(self, app_id: str) -> Sequence[ServiceStats]:
         """One sample for each running service; CPU is in percent of one core."""
 
-    def events(self) -> AsyncIterator[RuntimeEvent]:
-        """Events of labelled containers from now on; ends by raising `RuntimeUnavailable` when the line breaks."""
+    def events(self, *, since: datetime | None = None) -> AsyncGenerator[RuntimeEvent, None]:
+        """Events of labelled containers, live; ends by raising `RuntimeUnavailable` when the line breaks.
+
+        `since` first repeats what the engine still remembers from that time on (a few hundred events): take the time,
+        call `find`, then follow from that time, and nothing falls in between.
+        """
 
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
         """`count` TCP host ports that nothing listens on now, outside `avoid`."""
 
     async def close(self) -> None:
         """Release connections; the containers run on."""
+
+
+def attachments(spec: AppSpec, service: ServiceSpec) -> tuple[AttachmentSpec, ...]:
+    """The networks that a service is on: those that it names, else the app's network `default`, if there is one."""
+    if service.networks:
+        return service.networks
+    return tuple(AttachmentSpec(network=one.name) for one in spec.networks if one.name == "default")
+
+
+def service_digest(spec: AppSpec, service: ServiceSpec) -> str:
+    """A hash over everything that makes a container of `service` what it is; another value means: recreate it.
+
+    Fields that have their default value don't count, so a field that is added later changes no digest of today.
+    """
+    networks = {one.name: one for one in spec.networks}
+    wanted = [(one, networks.get(one.network)) for one in attachments(spec, service)]
+    canonical = msgspec.json.encode([spec.project, _canonical(service), _canonical(wanted)], order="deterministic")
+    return hashlib.sha256(canonical).hexdigest()[:32]
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return {
+            field.name: _canonical(getattr(value, field.name))
+            for field in msgspec.structs.fields(value)
+            if getattr(value, field.name) != _default(field)
+        }
+    if isinstance(value, list | tuple):
+        return [_canonical(one) for one in value]
+    return value
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return field.default

@@ -1,0 +1,20 @@
+"""Container runtimes: one promise (`base`), one file for each engine that keeps it."""
+
+from typing import assert_never
+
+from quazzar.instance.apps.runtimes.base import Runtime
+from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
+from quazzar.instance.apps.runtimes.memory import MemoryConfig, MemoryRuntime
+
+RuntimeConfig = DockerConfig | MemoryConfig
+
+
+def make_runtime(config: RuntimeConfig) -> Runtime:
+    """The driver for a config. Connects to nothing yet; raises ValueError for an address of no known kind."""
+    match config:
+        case DockerConfig():
+            return DockerRuntime(config)
+        case MemoryConfig():
+            return MemoryRuntime(config)
+        case _:
+            assert_never(config)

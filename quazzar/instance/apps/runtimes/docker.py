@@ -1,0 +1,645 @@
+"""Apps on one Docker engine, through its Engine API."""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime
+from hashlib import sha256
+from posixpath import dirname
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from quazzar.instance.apps.runtimes import plan
+from quazzar.instance.apps.runtimes.base import (
+    AppState,
+    DependencyFailed,
+    LogLine,
+    RegistryLogin,
+    Report,
+    RuntimeEvent,
+    RuntimeFailure,
+    RuntimeInfo,
+    RuntimeUnavailable,
+    ServiceStats,
+    service_digest,
+)
+from quazzar.instance.apps.runtimes.engine import objects
+from quazzar.instance.apps.runtimes.engine.connection import CHANGE_SECONDS, HEAVY_SECONDS, Engine, engine_url
+from quazzar.instance.apps.runtimes.engine.failures import Gone, Taken
+from quazzar.instance.apps.runtimes.engine.images import Images, messages
+from quazzar.instance.apps.runtimes.engine.logs import Followed, Follower, Line, Memory, merged, read_lines
+from quazzar.instance.apps.runtimes.engine.objects import Held
+from quazzar.instance.apps.spec import AppSpec, DependencySpec, FileSpec, ServiceSpec
+
+T = TypeVar("T")
+
+_AT_ONCE: Final = 8
+_POLL_SECONDS: Final = 0.25
+_PING_SECONDS: Final = 10.0
+_LOG_SILENCE_SECONDS: Final = 20.0
+_CACHED: Final = 1024
+_SAMPLES_APART_SECONDS: Final = 0.5
+_SAMPLE_FRESH_SECONDS: Final = 15.0
+_PORTS: Final = range(20000, 32768)
+"""Below the range that Linux hands out for outgoing connections."""
+
+
+class DockerConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="driver", tag="docker"):
+    """`host` is `unix:///path`, a path, or `tcp://host:port` (with TLS as `DOCKER_TLS_VERIFY` says).
+
+    Without one it is `DOCKER_HOST`, else `/var/run/docker.sock`.
+    """
+
+    host: str | None = None
+
+
+class DockerRuntime:
+    """The Engine API driver. See `Runtime` for what each verb promises.
+
+    The engine's objects are the only state: containers carry the digest of their part of the spec, their place in the
+    order and their dependencies as labels, so any process can go on where another was killed.
+    """
+
+    def __init__(self, config: DockerConfig) -> None:
+        self._engine = Engine(engine_url(config.host))
+        self._images = Images(self._engine)
+        self._samples: OrderedDict[str, tuple[objects.Sample, float]] = OrderedDict()
+
+    async def info(self) -> RuntimeInfo:
+        version = await self._engine.version()
+        return RuntimeInfo(
+            driver="docker",
+            version=str(version.get("Version", "")),
+            api_version=await self._engine.api_version(),
+            capabilities=frozenset({"logs", "stats", "events"}),
+        )
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    async def pull(
+        self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
+    ) -> dict[str, str]:
+        names = sorted({service.image for service in spec.services})
+        digests: dict[str, str] = {}
+        for index, name in enumerate(names):
+            step = f"Pulling {name}" + (f" ({index + 1} of {len(names)})" if len(names) > 1 else "")
+
+            async def progress(done: float, index: int = index, step: str = step) -> None:
+                await report((index + done) / len(names), step)
+
+            digest = await self._images.digest(name)
+            if digest is None:
+                await progress(0)
+                image = objects.Image.parse(name)
+                await self._images.pull(name, (logins or {}).get(image.registry) if image else None, progress)
+                # Raises when somebody removed it in the same moment.
+                await self._images.inspect(name)
+                digest = await self._images.digest(name)
+            digests[name] = digest or ""
+            await progress(1)
+        return digests
+
+    async def up(self, spec: AppSpec, report: Report) -> None:
+        await report(0, "Looking at what is there")
+        present = await self._held(spec.app_id)
+        digests = {service.name: service_digest(spec, service) for service in spec.services}
+        kept = plan.kept(present, digests)
+        # Before anything is stopped: an app must not go down for an update that can't come up.
+        images = {
+            service.name: await self._images.inspect(service.image, service=service.name)
+            for service in spec.services
+            if service.name not in kept
+        }
+        stale = [one for one in present if kept.get(one.state.name) is not one]
+        if stale:
+            await report(0.02, "Stopping what has changed")
+        await self._stop(stale)
+        await self._clear(spec.app_id, keep={one.id for one in kept.values()})
+        await report(0.05, "Preparing networks and volumes")
+        await self._make_networks(spec)
+        volumes = await self._make_volumes(spec)
+
+        ids = {name: one.id for name, one in kept.items()}
+        awaited = plan.awaited(service.depends_on for service in spec.services)
+        for index, service in enumerate(spec.services):
+            done = 0.1 + 0.9 * index / len(spec.services)
+
+            async def tick(step: str, done: float = done) -> None:
+                await report(done, step)
+
+            held = kept.get(service.name)
+            if held is not None and plan.is_right(held, awaited):
+                continue
+            if held is None:
+                await tick(f"Creating {service.name}")
+                labels = objects.container_labels(spec, service, order=index, digest=digests[service.name])
+                config = objects.container_config(
+                    service,
+                    container_labels=labels,
+                    volumes=await self._mounts(spec, service, volumes, images[service.name]),
+                    runs_once=service.name in awaited,
+                )
+                ids[service.name] = await self._create(spec, service, config)
+            await self._await_dependencies(service.name, service.depends_on, ids, tick)
+            await tick(f"Starting {service.name}")
+            await self._start(ids[service.name], service.name, paused=_is_paused(held))
+        await report(1, "Started")
+
+    async def start(self, app_id: str) -> None:
+        present = await self._held(app_id)
+        ids = {one.state.name: one.id for one in present}
+        awaited = plan.awaited(one.depends_on for one in present)
+
+        async def tick(_: str) -> None:
+            return
+
+        for one in present:
+            if not plan.is_right(one, awaited):
+                await self._await_dependencies(one.state.name, one.depends_on, ids, tick)
+                await self._start(one.id, one.state.name, paused=_is_paused(one))
+
+    async def stop(self, app_id: str) -> None:
+        await self._stop(await self._held(app_id))
+
+    async def remove(self, app_id: str, *, keep_volumes: bool) -> None:
+        if keep_volumes:
+            await self._stop(await self._held(app_id))
+        await self._clear(app_id, keep=set())
+        for network in await self._networks(app_id):
+            await self._remove_network(network["Id"])
+        if not keep_volumes:
+            for volume in await self._volumes(app_id, objects.VOLUME):
+                await self._remove_volume(volume["Name"])
+
+    async def find(self) -> Sequence[AppState]:
+        return await self._states(None)
+
+    async def get(self, app_id: str) -> AppState | None:
+        states = await self._states(app_id)
+        return states[0] if states else None
+
+    async def logs(
+        self,
+        app_id: str,
+        *,
+        services: Sequence[str] | None = None,
+        tail: int | None = 200,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        follow: bool = False,
+    ) -> AsyncGenerator[LogLine, None]:
+        async def wanted() -> list[Followed]:
+            return [
+                Followed(
+                    id=one.id,
+                    service=one.state.name,
+                    tty=one.tty,
+                    running=one.state.status in {"running", "paused"},
+                    started_at=one.state.started_at,
+                )
+                for one in await self._held(app_id)
+                if services is None or one.state.name in services
+            ]
+
+        start = _nanoseconds(since)
+        present = await wanted()
+        memories = {one.id: Memory(start if tail != 0 else time.time_ns()) for one in present}
+        past = self._past(present, memories, tail=tail, since=start, until=_nanoseconds(until))
+        async with contextlib.aclosing(past) as lines:
+            async for one, line in lines:
+                yield line.of(one.service)
+        if not follow or until is not None:
+            return
+        follower = Follower(wanted, self._open_log, memories)
+        async with contextlib.aclosing(follower.lines()) as live:
+            async for service, line in live:
+                yield line.of(service)
+
+    async def stats(self, app_id: str) -> Sequence[ServiceStats]:
+        running = [one for one in await self._held(app_id) if one.state.status in {"running", "paused"}]
+        return [one for one in await _all(self._service_stats(one) for one in running) if one is not None]
+
+    async def events(self, *, since: datetime | None = None) -> AsyncGenerator[RuntimeEvent, None]:
+        params = {"filters": _json({"type": ["container"], **objects.filters(None, objects.SERVICE)})}
+        if (start := _nanoseconds(since)) is not None:
+            params["since"] = _engine_time(start)
+        async with contextlib.aclosing(messages(self._engine.chunks("GET", "events", params=params))) as told:
+            while True:
+                following = asyncio.ensure_future(anext(told))
+                try:
+                    # Nothing to tell and nobody there look the same on this line, so ask on another.
+                    while not (await asyncio.wait({following}, timeout=_PING_SECONDS))[0]:
+                        await self._engine.version()
+                    message = following.result()
+                except StopAsyncIteration:
+                    raise RuntimeUnavailable from None
+                finally:
+                    following.cancel()
+                    await asyncio.gather(following, return_exceptions=True)
+                if (event := objects.event(message)) is not None:
+                    yield event
+
+    async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
+        async with self._engine.call() as client:
+            # All containers, ours or not: only the numbers of the ports that they hold are looked at.
+            running = await client.containers.list()
+        held = {port.get("PublicPort") for one in running for port in one["Ports"] or ()}
+        free: list[int] = []
+        candidates = [port for port in _PORTS if port not in avoid and port not in held]
+        for port in secrets.SystemRandom().sample(candidates, len(candidates)):
+            if len(free) == count:
+                break
+            if _is_free(port):
+                free.append(port)
+        if len(free) < count:
+            raise RuntimeFailure("There are not enough free ports", code="ports_exhausted")
+        return free
+
+    # What the engine holds
+
+    async def _containers(self, app_id: str | None) -> list[dict[str, Any]]:
+        """Summaries of our containers, also of those that only carry files."""
+        async with self._engine.call() as client:
+            listed = await client.containers.list(all=True, filters=_json(objects.filters(app_id)))
+        return [one._container for one in listed]  # noqa: SLF001 - the summary has no other door
+
+    async def _held(self, app_id: str | None) -> list[Held]:
+        """The services' containers, inspected, in the order of their start; those that go meanwhile are left out."""
+        ids = [one["Id"] for one in await self._containers(app_id) if objects.SERVICE in one["Labels"]]
+        found = await _all(self._inspect(one) for one in ids)
+        return sorted((one for one in found if one is not None), key=lambda one: (one.order, one.state.name))
+
+    async def _inspect(self, container_id: str) -> Held | None:
+        try:
+            async with self._engine.call() as client:
+                inspected = await client.containers.container(container_id).show()
+        except Gone:
+            return None
+        digest = await self._images.digest_of(inspected["Image"], inspected["Config"]["Image"])
+        return objects.held(inspected, image_digest=digest)
+
+    async def _networks(self, app_id: str | None) -> list[dict[str, Any]]:
+        async with self._engine.call() as client:
+            return await client.networks.list(filters=objects.filters(app_id, objects.NETWORK))
+
+    async def _volumes(self, app_id: str | None, key: str) -> list[dict[str, Any]]:
+        async with self._engine.call() as client:
+            answer = await client.volumes.list(filters=objects.filters(app_id, key))  # type: ignore[no-untyped-call]
+        return list(answer["Volumes"] or ())
+
+    async def _states(self, app_id: str | None) -> list[AppState]:
+        held, networks, volumes = await asyncio.gather(
+            self._held(app_id), self._networks(app_id), self._volumes(app_id, objects.VOLUME)
+        )
+        services: dict[str, list[Held]] = {}
+        names: dict[str, list[str]] = {}
+        for one in held:
+            services.setdefault(one.app_id, []).append(one)
+        for volume in volumes:
+            names.setdefault(volume["Labels"][objects.APP], []).append(volume["Labels"][objects.VOLUME])
+        ids = {*services, *names, *(one["Labels"][objects.APP] for one in networks)}
+        return [
+            AppState(
+                app_id=one,
+                services=tuple(found.state for found in services.get(one, ())),
+                ports=tuple(port for found in services.get(one, ()) for port in found.ports),
+                volumes=tuple(sorted(names.get(one, ()))),
+            )
+            for one in sorted(ids)
+        ]
+
+    # Making
+
+    async def _make_networks(self, spec: AppSpec) -> None:
+        """The spec's networks and only these; one that differs is made anew, which nothing is attached to by now."""
+        present = {one["Name"]: one for one in await self._networks(spec.app_id)}
+        wanted = {objects.engine_name(spec.app_id, one.name): one for one in spec.networks}
+        for name, found in present.items():
+            if name not in wanted or bool(found.get("Internal")) != wanted[name].internal:
+                await self._remove_network(found["Id"])
+        for name, network in wanted.items():
+            if name in present and bool(present[name].get("Internal")) == network.internal:
+                continue
+            config = {
+                "Name": name,
+                "Driver": "bridge",
+                "CheckDuplicate": True,
+                "Internal": network.internal,
+                "Labels": objects.labels(spec.app_id, {objects.NETWORK: network.name}),
+            }
+            async with self._engine.call(CHANGE_SECONDS) as client:
+                await client.networks.create(config)
+
+    async def _make_volumes(self, spec: AppSpec) -> set[str]:
+        """All volumes of the spec; gives the short names of all that the app has now."""
+        present = {one["Labels"][objects.VOLUME] for one in await self._volumes(spec.app_id, objects.VOLUME)}
+        mounted = {mount.volume for service in spec.services for mount in service.mounts}
+        for name in sorted({*spec.volumes, *mounted} - present):
+            await self._make_volume(spec.app_id, name, {objects.VOLUME: name})
+        return {*spec.volumes, *mounted, *present}
+
+    async def _make_volume(self, app_id: str, name: str, labels: Mapping[str, str]) -> str:
+        config = {"Name": objects.engine_name(app_id, name), "Labels": objects.labels(app_id, labels)}
+        async with self._engine.call(CHANGE_SECONDS) as client:
+            volume = await client.volumes.create(config)  # type: ignore[no-untyped-call]
+            made = await volume.show()
+        # An engine answers with the volume that has the name already, whoever's that is.
+        if (made.get("Labels") or {}).get(objects.APP) != app_id:
+            raise RuntimeFailure(f"There is a foreign volume with the name of “{name}”", code="name_taken")
+        return config["Name"]  # type: ignore[return-value]
+
+    async def _mounts(
+        self, spec: AppSpec, service: ServiceSpec, volumes: set[str], image: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Volumes of the spec, of folders that the image declares as data, and of files that need one."""
+        mounts = [
+            objects.volume_mount(objects.engine_name(spec.app_id, one.volume), one.target, read_only=one.read_only)
+            for one in service.mounts
+        ]
+        taken = {one.target.rstrip("/") for one in service.mounts} | {one.target.rstrip("/") for one in service.tmpfs}
+        for path in sorted((image.get("Config") or {}).get("Volumes") or ()):
+            if path.rstrip("/") in taken:
+                continue
+            # Left to the engine these would be nameless: lost at the next update, and never cleaned up.
+            name = f"image-{service.name}-{sha256(path.encode()).hexdigest()[:8]}"
+            if name not in volumes:
+                await self._make_volume(spec.app_id, name, {objects.VOLUME: name})
+            mounts.append(objects.volume_mount(objects.engine_name(spec.app_id, name), path))
+        return mounts + await self._file_mounts(spec, service, mounts)
+
+    async def _file_mounts(
+        self, spec: AppSpec, service: ServiceSpec, mounts: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Read-only volumes with the files that can't be put into the container itself.
+
+        An engine writes no file into a read-only root, and a tmpfs would cover it. So a container that never starts
+        fills a volume: first from the folder of the image (the engine does that), then with the files.
+        """
+        apart = objects.files_apart(service)
+        if not apart:
+            return []
+        filled: list[dict[str, Any]] = []
+        for folder in sorted({dirname(one.target) for one in apart}):
+            if folder == "/":
+                raise RuntimeFailure(
+                    "A file in the root folder needs a root that is not read-only",
+                    code="read_only",
+                    service=service.name,
+                )
+            name = f"files-{service.name}-{sha256(folder.encode()).hexdigest()[:8]}"
+            made = await self._make_volume(spec.app_id, name, {objects.FILES: service.name})
+            filled.append(objects.volume_mount(made, folder))
+        config: dict[str, Any] = {
+            "Image": service.image,
+            "Cmd": ["none"],
+            "Labels": objects.labels(spec.app_id, {objects.FILES: service.name}),
+            "HostConfig": {"NetworkMode": "none", "Mounts": [*mounts, *filled]},
+        }
+        async with self._engine.call(HEAVY_SECONDS, service=service.name) as client:
+            keeper = await client.containers.create(config)
+        await self._put_files(keeper.id, service.name, apart)
+        await self._delete(keeper.id)
+        return [one | {"ReadOnly": True} for one in filled]
+
+    async def _create(self, spec: AppSpec, service: ServiceSpec, config: dict[str, Any]) -> str:
+        endpoints = list(objects.endpoints(spec, service).items())
+        first, others = endpoints[:1], endpoints[1:]
+        config["HostConfig"]["NetworkMode"] = first[0][0] if first else "none"
+        # Engines before API 1.44 take one network here; the others are added before the start.
+        config["NetworkingConfig"] = {"EndpointsConfig": dict(first)}
+        container_id = await self._create_named(config, objects.container_names(spec, service), service.name)
+        for name, endpoint in others:
+            async with self._engine.call(CHANGE_SECONDS, service=service.name) as client:
+                network = await client.networks.get(name)
+                await network.connect({"Container": container_id, "EndpointConfig": endpoint})
+        apart = objects.files_apart(service)
+        inside = [one for one in service.files if one not in apart]
+        if inside:
+            await self._put_files(container_id, service.name, inside)
+        return container_id
+
+    async def _create_named(self, config: dict[str, Any], names: Iterable[str], service: str) -> str:
+        for name in names:
+            with contextlib.suppress(Taken):
+                async with self._engine.call(HEAVY_SECONDS, service=service) as client:
+                    return (await client.containers.create(config, name=name)).id
+        raise RuntimeFailure("A foreign container has the name of the service's", code="name_taken", service=service)
+
+    async def _put_files(self, container_id: str, service: str, files: Sequence[FileSpec]) -> None:
+        async with self._engine.call(CHANGE_SECONDS, service=service) as client:
+            container = client.containers.container(container_id)
+            await container.put_archive("/", objects.files_archive(files))  # type: ignore[no-untyped-call]
+
+    # Starting, stopping, removing
+
+    async def _start(self, container_id: str, service: str, *, paused: bool) -> None:
+        async with self._engine.call(CHANGE_SECONDS, service=service) as client:
+            container = client.containers.container(container_id)
+            await (container.unpause() if paused else container.start())
+
+    async def _await_dependencies(
+        self,
+        service: str,
+        depends_on: Sequence[DependencySpec],
+        ids: Mapping[str, str],
+        tick: Callable[[str], Awaitable[None]],
+    ) -> None:
+        for one in depends_on:
+            try:
+                if one.service not in ids:
+                    raise DependencyFailed(f"“{service}” waits for “{one.service}”, which the app has not")
+                await self._await_condition(one, ids[one.service], service, tick)
+            except DependencyFailed as error:
+                if one.required:
+                    error.service = service
+                    raise
+
+    async def _await_condition(
+        self, wanted: DependencySpec, container_id: str, service: str, tick: Callable[[str], Awaitable[None]]
+    ) -> None:
+        if wanted.condition == "service_started":
+            return
+        began, restarts = time.monotonic(), None
+        while True:
+            held = await self._inspect(container_id)
+            if held is None:
+                raise DependencyFailed(f"“{wanted.service}” was removed while “{service}” waited for it")
+            restarts = held.state.restarts if restarts is None else restarts
+            problem = plan.problem(
+                held, wanted, waited=time.monotonic() - began, crashes=held.state.restarts - restarts
+            )
+            if problem is None:
+                return
+            if problem:
+                raise DependencyFailed(f"“{wanted.service}” {problem}, and “{service}” waits for it")
+            await tick(f"{service} waits for {wanted.service}")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _stop(self, present: Sequence[Held]) -> None:
+        left = [one for one in present if one.state.status in plan.STOPPABLE]
+        while left:
+            free = plan.next_to_stop(left)
+            await _all(self._stop_one(one) for one in free)
+            left = [one for one in left if one not in free]
+
+    async def _stop_one(self, one: Held) -> None:
+        with contextlib.suppress(Gone):
+            async with self._engine.call(one.stop_seconds + CHANGE_SECONDS, service=one.state.name) as client:
+                await client.containers.container(one.id).stop()
+
+    async def _clear(self, app_id: str, *, keep: set[str]) -> None:
+        """Delete the app's containers but those of `keep`, and the volumes of files that none of these mounts."""
+        present = await self._containers(app_id)
+        await _all(self._delete(one["Id"]) for one in present if one["Id"] not in keep)
+        mounted = {mount.get("Name") for one in present if one["Id"] in keep for mount in one.get("Mounts") or ()}
+        for volume in await self._volumes(app_id, objects.FILES):
+            if volume["Name"] not in mounted:
+                await self._remove_volume(volume["Name"])
+
+    async def _delete(self, container_id: str) -> None:
+        with contextlib.suppress(Gone):
+            try:
+                async with self._engine.call(HEAVY_SECONDS) as client:
+                    await client.containers.container(container_id).delete(force=True, v=True)
+            except Taken:  # somebody else is deleting it
+                async with self._engine.call(CHANGE_SECONDS) as client:
+                    while True:
+                        await client.containers.container(container_id).show()
+                        await asyncio.sleep(_POLL_SECONDS)
+
+    async def _remove_network(self, network_id: str) -> None:
+        with contextlib.suppress(Gone):
+            async with self._engine.call(CHANGE_SECONDS) as client:
+                await (await client.networks.get(network_id)).delete()
+
+    async def _remove_volume(self, name: str) -> None:
+        with contextlib.suppress(Gone):
+            async with self._engine.call(HEAVY_SECONDS) as client:
+                await (await client.volumes.get(name)).delete()  # type: ignore[no-untyped-call]
+
+    # Logs and numbers
+
+    async def _past(
+        self,
+        present: Sequence[Followed],
+        memories: Mapping[str, Memory],
+        *,
+        tail: int | None,
+        since: int | None,
+        until: int | None,
+    ) -> AsyncGenerator[tuple[Followed, Line], None]:
+        """The lines up to now, merged; holds `tail` of them, or none but one of each container."""
+        if tail == 0:
+            return
+        params: dict[str, str] = {}
+        # An engine takes the tail first and compares the times then, so with an end the tail is ours to take.
+        if tail is not None and until is None:
+            params["tail"] = str(tail)
+        if until is not None:
+            params["until"] = _engine_time(until)
+        by_id = {one.id: one for one in present}
+        sources = [
+            (one.id, read_lines(self._open_log(one, since, follow=False, **params), tty=one.tty)) for one in present
+        ]
+        async with contextlib.aclosing(merged(sources)) as lines:
+            if tail is None:
+                async for key, line in lines:
+                    memories[key].note(line)
+                    yield by_id[key], line
+                return
+            kept: OrderedDict[int, tuple[str, Line]] = OrderedDict()
+            number = 0
+            async for key, line in lines:
+                kept[number] = (key, line)
+                number += 1
+                memories[key].note(line)
+                if len(kept) > tail:
+                    kept.popitem(last=False)
+        for key, line in kept.values():
+            yield by_id[key], line
+
+    def _open_log(
+        self, one: Followed, since: int | None, *, follow: bool = True, **params: str
+    ) -> AsyncGenerator[bytes, None]:
+        params |= {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": "1" if follow else "0"}
+        if since is not None:
+            params["since"] = _engine_time(since)
+        silence = None if follow else _LOG_SILENCE_SECONDS
+        path = f"containers/{one.id}/logs"
+        return self._engine.chunks("GET", path, params=params, silence=silence, service=one.service)
+
+    async def _service_stats(self, one: Held) -> ServiceStats | None:
+        """CPU needs two samples: the last one if it is recent, else another one shortly after the first."""
+        try:
+            before, percent = self._samples.get(one.id, (None, 0.0))
+            stats = await self._stats(one)
+            after = objects.sample(stats)
+            age = (after.at - before.at) / 1e9 if before is not None else float("inf")
+            if not 0 <= age <= _SAMPLE_FRESH_SECONDS:
+                await asyncio.sleep(_SAMPLES_APART_SECONDS)
+                before, stats = after, await self._stats(one)
+                after, age = objects.sample(stats), _SAMPLES_APART_SECONDS
+        except Gone:
+            return None
+        if before is not None and age >= _SAMPLES_APART_SECONDS / 2:
+            percent = objects.cpu_percent(before, after)
+            self._samples[one.id] = (after, percent)
+            self._samples.move_to_end(one.id)
+            if len(self._samples) > _CACHED:
+                self._samples.popitem(last=False)
+        return objects.service_stats(one.state.name, stats, cpu=percent)
+
+    async def _stats(self, one: Held) -> dict[str, Any]:
+        params = {"stream": "0", "one-shot": "1"}
+        path = f"containers/{one.id}/stats"
+        chunks = self._engine.chunks("GET", path, params=params, silence=CHANGE_SECONDS, service=one.state.name)
+        async with contextlib.aclosing(messages(chunks)) as told:
+            async for stats in told:
+                return stats
+        raise Gone("The container stopped")
+
+
+def _is_paused(held: Held | None) -> bool:
+    return held is not None and held.state.status == "paused"
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, some at once; every one has ended when this returns or raises the first error."""
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def gated(one: Coroutine[Any, Any, T]) -> T:
+        async with gate:
+            return await one
+
+    results = await asyncio.gather(*(gated(one) for one in coroutines), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _nanoseconds(moment: datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1e6) * 1000
+
+
+def _engine_time(nanoseconds: int) -> str:
+    return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}"

@@ -1,0 +1,148 @@
+"""Images on an engine: what is there, and pulling what is not."""
+
+import contextlib
+import time
+from base64 import urlsafe_b64encode
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from quazzar.instance.apps.runtimes.base import ImageNotFound, RegistryLogin, RuntimeUnavailable
+from quazzar.instance.apps.runtimes.engine.connection import SILENCE_SECONDS, Engine
+from quazzar.instance.apps.runtimes.engine.failures import Gone, failure
+from quazzar.instance.apps.runtimes.engine.objects import Image
+
+_REPORT_SECONDS: Final = 0.25
+_CACHED: Final = 1024
+_DOWNLOAD_SHARE: Final = 0.7
+
+
+class Images:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._digests: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    async def inspect(self, name: str, *, service: str | None = None) -> dict[str, Any]:
+        """The engine's word on a present image. Raises `ImageNotFound`."""
+        # The name becomes a part of a URL, so what is not a name never gets there.
+        if Image.parse(name) is None:
+            raise ImageNotFound("The name of the image is not valid", service=service)
+        try:
+            async with self._engine.call(service=service) as client:
+                return await client.images.inspect(name)
+        except (Gone, ImageNotFound) as error:
+            raise ImageNotFound(f"The image {name} is not present", service=service) from error
+
+    async def digest(self, name: str) -> str | None:
+        """The digest of a present image (or its id where it came from no registry); None when it is not there."""
+        try:
+            return _digest(await self.inspect(name), name)
+        except ImageNotFound:
+            return None
+
+    async def digest_of(self, image_id: str, name: str) -> str:
+        """The digest of the image that a container was made from; its id when the engine has no more of it."""
+        key = (image_id, name)
+        if key not in self._digests:
+            try:
+                async with self._engine.call() as client:
+                    self._digests[key] = _digest(await client.images.inspect(image_id), name)
+            except (Gone, ImageNotFound):
+                return image_id
+            if len(self._digests) > _CACHED:
+                self._digests.popitem(last=False)
+        self._digests.move_to_end(key)
+        return self._digests[key]
+
+    async def pull(self, name: str, login: RegistryLogin | None, progress: Callable[[float], Awaitable[None]]) -> None:
+        """Pull one image; `progress` gets 0 to 1 and never goes back. Leaving in the middle ends the pull."""
+        image = Image.parse(name)
+        if image is None:
+            raise ImageNotFound("The name of the image is not valid")
+        layers = _Layers()
+        reported = time.monotonic()
+        chunks = self._engine.chunks(
+            "POST",
+            "images/create",
+            params={"fromImage": image.repository, "tag": image.reference},
+            headers={"X-Registry-Auth": _login(image.registry, login)} if login else None,
+            silence=SILENCE_SECONDS,
+        )
+        async with contextlib.aclosing(messages(chunks)) as told:
+            async for message in told:
+                if "error" in message or "errorDetail" in message:
+                    detail = message.get("errorDetail") or {}
+                    raise failure(0, str(detail.get("message") or message.get("error")))
+                layers.note(message)
+                if time.monotonic() - reported >= _REPORT_SECONDS:
+                    reported = time.monotonic()
+                    await progress(layers.progress())
+
+
+async def messages(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[dict[str, Any], None]:
+    """The JSON objects of a stream, one a line. Raises `RuntimeUnavailable` when it holds anything else."""
+    rest = b""
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield _decode(line)
+    if rest.strip():
+        yield _decode(rest)
+
+
+def _decode(line: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise RuntimeUnavailable from error
+
+
+class _Layers:
+    """How far a pull is, from the engine's messages on its layers."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, float] = {}
+        self._most = 0.0
+
+    def note(self, message: Mapping[str, Any]) -> None:
+        layer, status = message.get("id"), message.get("status", "")
+        if not layer or status.startswith("Pulling from"):
+            return
+        detail = message.get("progressDetail") or {}
+        share = min(1.0, (detail.get("current") or 0) / (detail.get("total") or float("inf")))
+        match status:
+            case "Downloading":
+                done = share * _DOWNLOAD_SHARE
+            case "Verifying Checksum" | "Download complete":
+                done = _DOWNLOAD_SHARE
+            case "Extracting":
+                done = _DOWNLOAD_SHARE + share * (1 - _DOWNLOAD_SHARE)
+            case "Pull complete" | "Already exists":
+                done = 1.0
+            case _:
+                done = 0.0
+        self._done[layer] = max(done, self._done.get(layer, 0.0))
+
+    def progress(self) -> float:
+        if self._done:
+            self._most = max(self._most, sum(self._done.values()) / len(self._done))
+        return self._most
+
+
+def _digest(inspected: Mapping[str, Any], name: str) -> str:
+    image = Image.parse(name)
+    known = [one.rpartition("@") for one in inspected.get("RepoDigests") or ()]
+    for repository, _, digest in known:
+        if image is not None and repository == image.repository:
+            return str(digest)
+    return str(known[0][2] if known else inspected["Id"])
+
+
+def _login(registry: str, login: RegistryLogin) -> str:
+    address = "https://index.docker.io/v1/" if registry == "docker.io" else registry
+    body = {"username": login.username, "password": login.password.reveal(), "serveraddress": address}
+    return urlsafe_b64encode(msgspec.json.encode(body)).decode()

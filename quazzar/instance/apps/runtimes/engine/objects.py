@@ -1,0 +1,384 @@
+"""Engine objects: how ours are named and labelled, what they are made from, and what an answer says."""
+
+import io
+import math
+import re
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from quazzar.instance.apps.runtimes import plan
+from quazzar.instance.apps.runtimes.base import (
+    Health,
+    PortState,
+    RuntimeEvent,
+    ServiceState,
+    ServiceStats,
+    attachments,
+)
+from quazzar.instance.apps.spec import AppSpec, DependencySpec, FileSpec, ServiceSpec
+
+APP = "io.quazzar.app"
+PROJECT = "io.quazzar.project"
+SERVICE = "io.quazzar.service"
+SPEC = "io.quazzar.spec"
+ORDER = "io.quazzar.order"
+DEPENDS = "io.quazzar.depends"
+VOLUME = "io.quazzar.volume"
+NETWORK = "io.quazzar.network"
+FILES = "io.quazzar.files"
+"""On the volume that holds the files of a service, and on the container that fills it."""
+
+_NEVER = "0001-01-01"
+
+_IMAGE = re.compile(
+    r"(?:(?P<host>(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
+    r"(?::[0-9]{1,5})?)/)?"
+    r"(?P<path>[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*)"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?"
+    r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+
+
+class Image(msgspec.Struct, frozen=True):
+    """An image name taken apart (grammar of github.com/distribution/reference)."""
+
+    registry: str
+    repository: str
+    """As written, the registry included."""
+    reference: str
+    """What comes after the repository: a tag or a digest."""
+
+    @classmethod
+    def parse(cls, name: str) -> "Image | None":
+        """None when `name` is not an image name."""
+        found = _IMAGE.fullmatch(name) if len(name) <= 512 else None
+        if found is None:
+            return None
+        host, path = found["host"], found["path"]
+        if host is not None and not (set(host) & {".", ":"} or host == "localhost"):
+            if host != host.lower():
+                return None
+            host, path = None, f"{host}/{path}"
+        return cls(
+            registry=host or "docker.io",
+            repository=f"{host}/{path}" if host else path,
+            reference=found["digest"] or found["tag"] or "latest",
+        )
+
+
+class Held(plan.Held, frozen=True, kw_only=True):
+    tty: bool
+    stop_seconds: int
+
+
+def labels(app_id: str, more: Mapping[str, str]) -> dict[str, str]:
+    return {APP: app_id, **more}
+
+
+def filters(app_id: str | None, key: str | None = None) -> dict[str, list[str]]:
+    """The engine-side filter for our objects, or those of one app, or those that also carry the label `key`."""
+    return {"label": [APP if app_id is None else f"{APP}={app_id}", *([key] if key else [])]}
+
+
+def engine_name(app_id: str, name: str) -> str:
+    """The name of an app's volume or network on the engine; the app id in it keeps it apart from all others."""
+    return f"{app_id}_{name}"
+
+
+def container_names(spec: AppSpec, service: ServiceSpec) -> tuple[str, str]:
+    """The name that people expect, and the one to take when somebody else's container has that."""
+    return f"{spec.project}-{service.name}-1", f"{spec.app_id}-{service.name}-1"
+
+
+def container_labels(spec: AppSpec, service: ServiceSpec, *, order: int, digest: str) -> dict[str, str]:
+    depends = ",".join(
+        f"{one.service}:{one.condition}:{'required' if one.required else 'optional'}" for one in service.depends_on
+    )
+    ours = {PROJECT: spec.project, SERVICE: service.name, SPEC: digest, ORDER: str(order), DEPENDS: depends}
+    return service.labels | labels(spec.app_id, ours)
+
+
+def container_config(
+    service: ServiceSpec,
+    *,
+    container_labels: Mapping[str, str],
+    volumes: Iterable[Mapping[str, Any]],
+    runs_once: bool = False,
+) -> dict[str, Any]:
+    """The body of `POST /containers/create`, without networks; `volumes` are entries of `HostConfig.Mounts`.
+
+    `runs_once` is for a service that others wait to complete, which it never would if it were started again.
+    """
+    config: dict[str, Any] = {
+        "Image": service.image,
+        "Cmd": list(service.command) if service.command is not None else None,
+        # One empty string is the engine's way to say: none, not even that of the image.
+        "Entrypoint": list(service.entrypoint or ("",)) if service.entrypoint is not None else None,
+        "Env": [f"{name}={value}" for name, value in service.environment.items()],
+        "Labels": dict(container_labels),
+        "User": service.user,
+        "WorkingDir": service.working_dir,
+        "Hostname": service.hostname,
+        "StopSignal": service.stop_signal,
+        "StopTimeout": math.ceil(service.stop_grace_seconds),
+        "ExposedPorts": {f"{one.container_port}/{one.protocol}": {} for one in service.ports},
+        "Healthcheck": _healthcheck(service),
+        "HostConfig": _host_config(service, list(volumes), runs_once=runs_once),
+    }
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def _healthcheck(service: ServiceSpec) -> dict[str, Any] | None:
+    check = service.healthcheck
+    if check is None:
+        return None
+    if check.test[:1] == ("NONE",):
+        return {"Test": ["NONE"]}
+    return {
+        "Test": list(check.test),
+        "Interval": int(check.interval_seconds * 1e9),
+        "Timeout": int(check.timeout_seconds * 1e9),
+        "StartPeriod": int(check.start_period_seconds * 1e9),
+        "Retries": check.retries,
+    }
+
+
+def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs_once: bool) -> dict[str, Any]:
+    bindings: dict[str, list[dict[str, str]]] = {}
+    for port in service.ports:
+        bindings.setdefault(f"{port.container_port}/{port.protocol}", []).append(
+            {"HostIp": port.host_ip, "HostPort": str(port.host_port)}
+        )
+    limits = service.resources
+    # An engine starts `always` containers at its own start even when the user stopped the app before.
+    policy = "unless-stopped" if service.restart.policy == "always" else service.restart.policy
+    if runs_once and policy == "unless-stopped":
+        policy = "no"
+    retries = service.restart.max_retries if policy == "on-failure" else 0
+    config: dict[str, Any] = {
+        "Privileged": False,
+        "SecurityOpt": ["no-new-privileges"],
+        "CapDrop": ["ALL"],
+        "CapAdd": sorted(set(service.cap_add) - set(service.cap_drop)),
+        "ReadonlyRootfs": service.read_only,
+        "Init": service.init,
+        "IpcMode": "private",
+        "PidsLimit": limits.pids,
+        "RestartPolicy": {"Name": policy, "MaximumRetryCount": retries},
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
+        "PortBindings": bindings,
+        "Mounts": volumes,
+        "Tmpfs": {one.target: f"size={one.size_bytes}" if one.size_bytes is not None else "" for one in service.tmpfs},
+        "Ulimits": [{"Name": one.name, "Soft": one.soft, "Hard": one.hard} for one in service.ulimits],
+    }
+    if limits.memory_bytes is not None:
+        # Equal values mean no swap on top: the limit is the limit on every machine.
+        config |= {"Memory": limits.memory_bytes, "MemorySwap": limits.memory_bytes}
+    if limits.memory_reservation_bytes is not None:
+        config["MemoryReservation"] = limits.memory_reservation_bytes
+    if limits.cpus is not None:
+        # Not NanoCpus: with it an engine refuses a limit above its number of cores, which limits nothing.
+        config |= {"CpuPeriod": 100_000, "CpuQuota": max(1000, int(limits.cpus * 100_000))}
+    if service.shm_size_bytes is not None:
+        config["ShmSize"] = service.shm_size_bytes
+    return config
+
+
+def volume_mount(name: str, target: str, *, read_only: bool = False) -> dict[str, Any]:
+    return {"Type": "volume", "Source": name, "Target": target, "ReadOnly": read_only}
+
+
+def endpoints(spec: AppSpec, service: ServiceSpec) -> dict[str, dict[str, Any]]:
+    """Network name on the engine → endpoint settings, for every network that the service is on."""
+    return {
+        engine_name(spec.app_id, one.network): {"Aliases": [service.name, *one.aliases]}
+        for one in attachments(spec, service)
+    }
+
+
+def files_apart(service: ServiceSpec) -> list[FileSpec]:
+    """The files that an engine can't put into the container: its root is read-only, or a tmpfs will cover them.
+
+    A file in a volume of the app is never one of them.
+    """
+    places = [(one.target, False) for one in service.mounts] + [(one.target, True) for one in service.tmpfs]
+    places.sort(key=lambda place: len(place[0]))
+
+    def is_apart(file: FileSpec) -> bool:
+        apart = service.read_only
+        for target, covers in places:
+            if file.target.startswith(target.rstrip("/") + "/"):
+                apart = covers
+        return apart
+
+    return [file for file in service.files if is_apart(file)]
+
+
+def files_archive(files: Iterable[FileSpec]) -> bytes:
+    """A tar of the files, to be unpacked at the root."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for file in files:
+            content = file.content.encode()
+            # No entries for the folders: they would reset the mode and owner of those that the image has.
+            entry = tarfile.TarInfo(file.target.lstrip("/"))
+            entry.size = len(content)
+            entry.mode = file.mode & 0o7777
+            entry.uid, entry.gid = file.uid, file.gid
+            entry.mtime = 0
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def parse_time(text: str) -> datetime | None:
+    """An RFC 3339 time of any precision; None for Go's zero time, which stands for never."""
+    if not text or text.startswith(_NEVER):
+        return None
+    return datetime.fromisoformat(text)
+
+
+def held(inspected: Mapping[str, Any], *, image_digest: str | None) -> Held:
+    """From `GET /containers/{id}/json` of a container that carries our labels."""
+    config, state, host = inspected["Config"], inspected["State"], inspected["HostConfig"]
+    found: Mapping[str, str] = config["Labels"]
+    status = state["Status"]
+    over = status in {"exited", "dead", "restarting"}
+    service = ServiceState(
+        name=found[SERVICE],
+        container_id=inspected["Id"],
+        image=config["Image"],
+        image_digest=image_digest,
+        status="dead" if status == "removing" else status,
+        # An engine keeps the last word on health when a container stops; it says nothing then.
+        health=health((state.get("Health") or {}).get("Status")) if status in {"running", "paused"} else "none",
+        restarts=inspected.get("RestartCount") or 0,
+        exit_code=state.get("ExitCode") if over else None,
+        oom_killed=bool(state.get("OOMKilled")),
+        started_at=parse_time(state.get("StartedAt", "")),
+        finished_at=parse_time(state.get("FinishedAt", "")),
+    )
+    return Held(
+        id=inspected["Id"],
+        app_id=found[APP],
+        digest=found.get(SPEC, ""),
+        order=int(found.get(ORDER, "0")),
+        depends_on=tuple(_depends_on(found.get(DEPENDS, ""))),
+        state=service,
+        ports=tuple(_ports(service.name, host.get("PortBindings") or {})),
+        tty=bool(config.get("Tty")),
+        stop_seconds=config["StopTimeout"] if config.get("StopTimeout") is not None else 10,
+        health_deadline_seconds=_health_deadline(config.get("Healthcheck")),
+    )
+
+
+def health(text: str | None) -> Health:
+    match text:
+        case "starting" | "healthy" | "unhealthy":
+            return text
+        case _:
+            return "none"
+
+
+def _depends_on(text: str) -> Iterable[DependencySpec]:
+    for one in text.split(",") if text else ():
+        service, condition, need = one.split(":")
+        yield msgspec.convert(
+            {"service": service, "condition": condition, "required": need == "required"}, DependencySpec
+        )
+
+
+def _ports(service: str, bindings: Mapping[str, Sequence[Mapping[str, str]] | None]) -> Iterable[PortState]:
+    for key, hosts in sorted(bindings.items()):
+        number, _, protocol = key.partition("/")
+        for host_port in sorted({int(one["HostPort"] or 0) for one in hosts or ()}):
+            yield PortState(
+                service=service,
+                container_port=int(number),
+                host_port=host_port,
+                protocol="udp" if protocol == "udp" else "tcp",
+            )
+
+
+def _health_deadline(check: Mapping[str, Any] | None) -> float | None:
+    if not check or not check.get("Test") or check["Test"][0] == "NONE":
+        return None
+    interval = (check.get("Interval") or 30e9) / 1e9
+    timeout = (check.get("Timeout") or 30e9) / 1e9
+    return float((check.get("StartPeriod") or 0) / 1e9 + (interval + timeout) * ((check.get("Retries") or 3) + 1))
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """The CPU time that a container had used at a moment of the engine's clock, in nanoseconds both."""
+
+    at: int
+    used: int
+
+
+def sample(stats: Mapping[str, Any]) -> Sample:
+    at = parse_time(stats.get("read", "")) or datetime.now(UTC)
+    used = ((stats.get("cpu_stats") or {}).get("cpu_usage") or {}).get("total_usage") or 0
+    return Sample(at=int(at.timestamp() * 1e6) * 1000, used=int(used))
+
+
+def cpu_percent(before: Sample, after: Sample) -> float:
+    """In percent of one core between two samples of one container; 0 when it was started anew in between."""
+    if after.at <= before.at or after.used < before.used:
+        return 0.0
+    return round((after.used - before.used) / (after.at - before.at) * 100, 2)
+
+
+def service_stats(name: str, stats: Mapping[str, Any], *, cpu: float) -> ServiceStats:
+    """From `GET /containers/{id}/stats` in the shape of cgroup v1 or v2; a section that the kernel has not counts 0."""
+    memory = stats.get("memory_stats") or {}
+    details = memory.get("stats") or {}
+    # What `docker stats` shows: pages of files that can be dropped at any time are not the app's need.
+    cache = details.get("total_inactive_file", details.get("inactive_file", 0)) or 0
+    networks: Iterable[Mapping[str, int]] = (stats.get("networks") or {}).values()
+    disk = (stats.get("blkio_stats") or {}).get("io_service_bytes_recursive") or ()
+
+    def disk_bytes(operation: str) -> int:
+        return sum(int(one.get("value") or 0) for one in disk if str(one.get("op", "")).lower() == operation)
+
+    received = sent = 0
+    for one in networks:
+        received += one.get("rx_bytes", 0)
+        sent += one.get("tx_bytes", 0)
+    return ServiceStats(
+        name=name,
+        cpu_percent=cpu,
+        memory_bytes=max(0, int(memory.get("usage") or 0) - int(cache)),
+        memory_limit_bytes=int(memory.get("limit") or 0),
+        network_rx_bytes=received,
+        network_tx_bytes=sent,
+        disk_read_bytes=disk_bytes("read"),
+        disk_write_bytes=disk_bytes("write"),
+        pids=int((stats.get("pids_stats") or {}).get("current") or 0),
+    )
+
+
+_ACTIONS = frozenset(get_args(RuntimeEvent.__annotations__["action"]))
+
+
+def event(message: Mapping[str, Any]) -> RuntimeEvent | None:
+    """From one message of `GET /events`; None for what is not about a service's container or not of interest."""
+    attributes: Mapping[str, str] = (message.get("Actor") or {}).get("Attributes") or {}
+    action, _, detail = str(message.get("Action", "")).partition(":")
+    seen: Health | None = None
+    if action == "health_status":
+        action, seen = "health", health(detail.strip())
+    if APP not in attributes or SERVICE not in attributes or action not in _ACTIONS:
+        return None
+    code = attributes.get("exitCode", "")
+    kind: Literal["create"] = action  # type: ignore[assignment]
+    return RuntimeEvent(
+        app_id=attributes[APP],
+        service=attributes[SERVICE],
+        action=kind,
+        at=datetime.fromtimestamp(int(message.get("timeNano") or int(message.get("time", 0)) * 10**9) / 1e9, UTC),
+        exit_code=int(code) if code.lstrip("-").isdigit() else None,
+        health=seen,
+    )

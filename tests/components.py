@@ -1,0 +1,431 @@
+"""Real servers for tests: each is started in a folder and a network of its own and leaves nothing behind.
+
+`component("docker")` marks a test that needs one; where it is not installed the test is skipped with the way to install
+it, or fails when `QUAZZAR_REQUIRE_COMPONENTS` is set.
+"""
+
+import contextlib
+import http.client
+import io
+import ipaddress
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+import pytest
+
+
+class Component(NamedTuple):
+    programs: tuple[str, ...]
+    packages: str
+    as_root: bool = False
+
+
+COMPONENTS = {
+    "docker": Component(
+        ("dockerd", "containerd", "runc", "iptables", "ip", "nsenter", "/bin/busybox"),
+        "docker.io iptables iproute2 util-linux busybox-static",
+        as_root=True,
+    ),
+    "docker-registry": Component(("docker-registry",), "docker-registry"),
+    "redis": Component(("redis-server",), "redis-server"),
+}
+
+_PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin:/sbin:/usr/bin:/bin"
+
+
+def program(name: str) -> str:
+    """Where a program is, also in the folders that only root's path has. Raises when it is not installed."""
+    found = shutil.which(name, path=_PATH)
+    if found is None:
+        raise FileNotFoundError(name)
+    return found
+
+
+def require(name: str) -> None:
+    """Skip the running test, by name and with the install hint, unless the component is here."""
+    component = COMPONENTS[name]
+    missing = [one for one in component.programs if shutil.which(one, path=_PATH) is None]
+    if not missing and not (component.as_root and os.geteuid() != 0):
+        return
+    hint = (
+        f"{name}: {', '.join(missing)} not found; apt-get install -y --no-install-recommends {component.packages}"
+        if missing
+        else f"{name} needs root"
+    )
+    if os.environ.get("QUAZZAR_REQUIRE_COMPONENTS"):
+        pytest.fail(hint, pytrace=False)
+    pytest.skip(hint)
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 20, what: str = "the condition") -> None:
+    """Poll until `condition` is true. Raises TimeoutError naming `what`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"Waited {seconds} s for {what}")
+        time.sleep(0.02)
+
+
+def _run(*arguments: str) -> str:
+    done = subprocess.run(
+        [program(arguments[0]), *arguments[1:]], check=True, capture_output=True, text=True, timeout=30
+    )
+    return done.stdout
+
+
+class Namespace(NamedTuple):
+    """A network namespace with one link to ours: it is reached at `address` and reaches us at `gateway`."""
+
+    name: str
+    address: str
+    gateway: str
+
+    def command(self, *arguments: str) -> list[str]:
+        # Not `ip netns exec`: that mounts /sys anew, and the cgroups are gone from it.
+        return [program("nsenter"), f"--net=/run/netns/{self.name}", program(arguments[0]), *arguments[1:]]
+
+
+@contextlib.contextmanager
+def network_namespace() -> Iterator[Namespace]:
+    name = "q" + secrets.token_hex(4)[:7]
+    # A /30 of the range for benchmarks of networks (RFC 2544), which no machine routes.
+    base = ipaddress.ip_address("198.18.0.0") + 4 * random.SystemRandom().randrange(2**15)
+    gateway, address = str(base + 1), str(base + 2)
+    _run("ip", "netns", "add", name)
+    try:
+        _run("ip", "link", "add", f"{name}h", "type", "veth", "peer", "name", f"{name}c", "netns", name)
+        _run("ip", "addr", "add", f"{gateway}/30", "dev", f"{name}h")
+        _run("ip", "link", "set", f"{name}h", "up")
+        _run("ip", "-n", name, "addr", "add", f"{address}/30", "dev", f"{name}c")
+        _run("ip", "-n", name, "link", "set", f"{name}c", "up")
+        _run("ip", "-n", name, "link", "set", "lo", "up")
+        _run("ip", "-n", name, "route", "add", "default", "via", gateway)
+        yield Namespace(name, address, gateway)
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run("ip", "netns", "del", name)
+
+
+class EngineAnswer(NamedTuple):
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class DockerEngine:
+    """A Docker engine of one test run; its published ports are reached at `address`.
+
+    containerd is a process of its own, so that containers outlive a killed engine, as on a real server.
+    """
+
+    def __init__(self, folder: Path, namespace: Namespace) -> None:
+        self.folder = folder
+        self.namespace = namespace
+        self.address = namespace.address
+        self.socket = folder / "docker.sock"
+        self.host = f"unix://{self.socket}"
+        self._cgroup = f"/quazzar-{namespace.name}"
+        self._containerd: subprocess.Popen[bytes] | None = None
+        self._dockerd: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start what does not run and wait until the engine answers."""
+        if self._containerd is None:
+            config = self.folder / "containerd.toml"
+            config.write_text(
+                f'version = 2\nroot = "{self.folder}/c"\nstate = "{self.folder}/s"\n'
+                'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs"]\n'
+                f'[grpc]\naddress = "{self._containerd_socket}"\n'
+            )
+            self._containerd = self._spawn("containerd", [program("containerd"), "--config", str(config)])
+            wait_for(self._containerd_socket.exists, what="containerd")
+        for stale in (self.folder / "docker.pid", self.socket):
+            stale.unlink(missing_ok=True)
+        dockerd = self.namespace.command(
+            "dockerd",
+            f"--data-root={self.folder}/data",
+            f"--exec-root={self.folder}/exec",
+            f"--pidfile={self.folder}/docker.pid",
+            f"--host={self.host}",
+            f"--containerd={self._containerd_socket}",
+            f"--cgroup-parent={self._cgroup}",
+            "--live-restore",
+            "--shutdown-timeout=1",
+        )
+        self._dockerd = self._spawn("dockerd", dockerd)
+        wait_for(self._answers, seconds=40, what="dockerd")
+
+    def kill(self) -> None:
+        """The engine dies at once; its containers run on."""
+        assert self._dockerd is not None
+        self._dockerd.kill()
+        self._dockerd.wait()
+        self._dockerd = None
+
+    def freeze(self) -> None:
+        """The engine takes connections but answers nothing any more."""
+        assert self._dockerd is not None
+        self._dockerd.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._dockerd is not None
+        self._dockerd.send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        if self._dockerd is not None:
+            self.kill()
+        self.start()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> EngineAnswer:
+        """One call of the Engine API behind the driver's back; `body` is bytes or something for JSON."""
+        connection = _UnixConnection(str(self.socket), timeout)
+        with contextlib.closing(connection):
+            content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            kind = "application/x-tar" if isinstance(body, bytes) else "application/json"
+            connection.request(
+                method,
+                path + ("?" + urlencode(params) if params else ""),
+                body=content,
+                headers={"Content-Type": kind, **(headers or {})},
+            )
+            answer = connection.getresponse()
+            return EngineAnswer(answer.status, answer.read())
+
+    def ok(self, method: str, path: str, **options: Any) -> Any:
+        """`request`, decoded; raises when the engine refuses."""
+        answer = self.request(method, path, **options)
+        if answer.status >= 400:
+            raise RuntimeError(f"{method} {path}: {answer.status} {answer.body.decode(errors='replace')}")
+        return answer.json() if answer.body[:1] in {b"{", b"["} and b"\n{" not in answer.body else answer.body
+
+    def import_busybox(self, tag: str, *, changes: Sequence[str] = (), files: Mapping[str, bytes] | None = None) -> str:
+        """Make the image `tag` of nothing but busybox; `changes` are lines of a Dockerfile. Gives its id."""
+        repository, _, version = tag.rpartition(":") if ":" in tag.rpartition("/")[2] else (tag, "", "latest")
+        query = [("fromSrc", "-"), ("repo", repository), ("tag", version), *(("changes", one) for one in changes)]
+        answer = self.request("POST", "/images/create?" + urlencode(query), body=busybox_root(files or {}))
+        if answer.status >= 400 or b'"error"' in answer.body:
+            raise RuntimeError(answer.body.decode(errors="replace"))
+        return str(self.ok("GET", f"/images/{quote(tag, safe=':/')}/json")["Id"])
+
+    def push(self, image: str, target: str) -> None:
+        """Push a present image as `target` (host:port/name:tag)."""
+        repository, _, tag = target.rpartition(":")
+        self.ok("POST", f"/images/{image}/tag", params={"repo": repository, "tag": tag})
+        headers = {"X-Registry-Auth": "e30="}
+        answer = self.request("POST", f"/images/{repository}/push", params={"tag": tag}, headers=headers)
+        if answer.status >= 400 or b'"error"' in answer.body:
+            raise RuntimeError(answer.body.decode(errors="replace"))
+
+    def remove_image(self, name: str) -> None:
+        self.ok("DELETE", f"/images/{name}", params={"force": "1"})
+
+    def log(self) -> str:
+        """What the engine itself wrote, for a test that has to be understood."""
+        return (self.folder / "dockerd.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End everything: engine, containers, their keepers, mounts and cgroups."""
+        if self._dockerd is not None:
+            self._dockerd.send_signal(signal.SIGCONT)
+            self._dockerd.kill()
+            self._dockerd.wait()
+        for group in self._cgroups():
+            for process in group.rglob("cgroup.procs"):
+                with contextlib.suppress(OSError):
+                    for line in process.read_text().split():
+                        os.kill(int(line), signal.SIGKILL)
+        for pid in self._keepers():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if self._containerd is not None:
+            self._containerd.kill()
+            self._containerd.wait()
+        _unmount_below(self.folder)
+        for group in self._cgroups():
+            for folder in sorted((one for one in group.rglob("*") if one.is_dir()), reverse=True):
+                _remove_cgroup(folder)
+            _remove_cgroup(group)
+
+    @property
+    def _containerd_socket(self) -> Path:
+        return self.folder / "containerd.sock"
+
+    def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": _PATH, "TMPDIR": str(self.folder)},
+                start_new_session=True,
+            )
+
+    def _answers(self) -> bool:
+        assert self._dockerd is not None
+        if self._dockerd.poll() is not None:
+            raise RuntimeError(f"dockerd ended:\n{self.log()[-2000:]}")
+        try:
+            return self.request("GET", "/_ping", timeout=2).status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _cgroups(self) -> list[Path]:
+        root = Path("/sys/fs/cgroup")
+        return [one for one in root.glob(f"*{self._cgroup}") if one.is_dir()] + [
+            one for one in [root / self._cgroup.lstrip("/")] if one.is_dir()
+        ]
+
+    def _keepers(self) -> list[int]:
+        """The shims of our containerd: they name its socket on their command line."""
+        found = []
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                with contextlib.suppress(OSError):
+                    command = (process / "cmdline").read_bytes()
+                    if b"containerd-shim" in command and str(self._containerd_socket).encode() in command:
+                        found.append(int(process.name))
+        return found
+
+
+@contextlib.contextmanager
+def docker_engine(tmp_path: Path) -> Iterator[DockerEngine]:
+    """A running engine in a network namespace of its own; everything of it is gone at the end.
+
+    Its folder lies outside of `tmp_path`, whose name is too long for a socket; the engine's log is put there.
+    """
+    require("docker")
+    folder = Path(tempfile.mkdtemp(prefix="qz-"))
+    try:
+        with network_namespace() as namespace:
+            engine = DockerEngine(folder, namespace)
+            try:
+                engine.start()
+                yield engine
+            finally:
+                engine.stop()
+    finally:
+        tmp_path.mkdir(parents=True, exist_ok=True)
+        for log in folder.glob("*.log"):
+            shutil.copy(log, tmp_path / log.name)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Registry(NamedTuple):
+    """`name` is how the engine calls it: on its loopback, where an engine accepts plain HTTP."""
+
+    name: str
+
+
+@contextlib.contextmanager
+def registry(tmp_path: Path, engine: DockerEngine, *, users: Mapping[str, str] | None = None) -> Iterator[Registry]:
+    """An image registry beside the engine. With `users` (name → bcrypt hash) it asks for a login."""
+    require("docker-registry")
+    port = random.SystemRandom().randrange(5000, 15000)
+    folder = tmp_path / f"registry-{port}"
+    folder.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "version": "0.1",
+        "log": {"level": "warn"},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}, "delete": {"enabled": True}},
+        "http": {"addr": f"127.0.0.1:{port}"},
+    }
+    if users:
+        passwords = folder / "passwords"
+        passwords.write_text("".join(f"{name}:{hashed}\n" for name, hashed in users.items()))
+        config["auth"] = {"htpasswd": {"realm": "test", "path": str(passwords)}}
+    (folder / "config.yml").write_text(json.dumps(config))
+    command = engine.namespace.command("docker-registry", "serve", str(folder / "config.yml"))
+    with (folder / "registry.log").open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: _listens(process.pid, port), what="docker-registry")
+        yield Registry(f"127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether something listens on a TCP port in the network namespace of a process."""
+    tables = [Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+
+
+def busybox_root(files: Mapping[str, bytes]) -> bytes:
+    """A tar of a root file system: busybox with its commands, the usual folders, and `files`."""
+    busybox = Path("/bin/busybox")
+    names = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for folder, mode in (("bin", 0o755), ("etc", 0o755), ("tmp", 0o1777), ("data", 0o755), ("root", 0o700)):
+            entry = tarfile.TarInfo(folder)
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            tar.addfile(entry)
+        passwd = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"
+        for path, content, mode in (
+            ("bin/busybox", busybox.read_bytes(), 0o755),
+            ("etc/passwd", passwd, 0o644),
+            ("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644),
+            *((path.lstrip("/"), content, 0o755) for path, content in files.items()),
+        ):
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
+        for name in names:
+            if name != "busybox":
+                entry = tarfile.TarInfo(f"bin/{name}")
+                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(entry)
+    return buffer.getvalue()
+
+
+def _unmount_below(folder: Path) -> None:
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in sorted((one for one in mounts if one.startswith(f"{folder}/")), reverse=True):
+        subprocess.run([program("umount"), "-l", mount], check=False, capture_output=True)
+
+
+def _remove_cgroup(folder: Path) -> None:
+    end = time.monotonic() + 3
+    while folder.exists() and time.monotonic() < end:
+        try:
+            folder.rmdir()
+        except OSError:  # its processes are still ending
+            time.sleep(0.02)

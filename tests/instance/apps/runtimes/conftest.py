@@ -1,0 +1,222 @@
+"""A lab for each runtime: the same services, run by busybox on a real engine or played by the one in memory."""
+
+import asyncio
+import shlex
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+
+from quazzar.core.ids import new_id
+from quazzar.instance.apps.runtimes.base import AppState, Runtime, ServiceState, Stream
+from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
+from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryRuntime
+from quazzar.instance.apps.spec import AppSpec, HealthSpec, ServiceSpec
+from tests.components import DockerEngine, Registry, docker_engine, registry
+
+T = TypeVar("T")
+
+IMAGE = "quazzar-test/busybox:1"
+HEALTH = HealthSpec(test=("CMD-SHELL", "test -e /tmp/ok"), interval_seconds=0.3, timeout_seconds=5, retries=3)
+
+
+class Progress:
+    """A report that remembers, and aborts at a step that it is told."""
+
+    def __init__(self, *, abort_at: str | None = None) -> None:
+        self.values: list[float] = []
+        self.steps: list[str] = []
+        self._abort_at = abort_at
+
+    async def __call__(self, done: float, step: str) -> None:
+        self.values.append(done)
+        self.steps.append(step)
+        if self._abort_at is not None and self._abort_at in step:
+            raise Aborted(step)
+
+
+class Aborted(Exception):
+    pass
+
+
+class Lab:
+    """What a test of the promise needs besides the runtime itself."""
+
+    runtime: Runtime
+    unknown_image: str
+    """A name that no registry has an image for."""
+
+    def service(
+        self,
+        name: str,
+        *,
+        lines: tuple[tuple[Stream, str], ...] = (),
+        exit_code: int | None = None,
+        exit_after: float = 0,
+        healthy_after: float | None = 0,
+        deaf: bool = False,
+        **fields: Any,
+    ) -> ServiceSpec:
+        """A service that prints, gets healthy (None: never) and ends as told; a deaf one must be killed."""
+        raise NotImplementedError
+
+    async def kill(self, app_id: str, service: str) -> None:
+        """Somebody else kills the container."""
+        raise NotImplementedError
+
+    async def vanish(self, app_id: str, service: str) -> None:
+        """Somebody else removes the container."""
+        raise NotImplementedError
+
+    async def state(self, app_id: str) -> AppState:
+        state = await self.runtime.get(app_id)
+        assert state is not None
+        return state
+
+    async def one(self, app_id: str, service: str) -> ServiceState:
+        return next(one for one in (await self.state(app_id)).services if one.name == service)
+
+    async def running(self, *services: ServiceSpec, **fields: Any) -> AppSpec:
+        """An app that is up."""
+        spec = app_spec(*services, **fields)
+        await self.runtime.pull(spec, Progress())
+        await self.runtime.up(spec, Progress())
+        return spec
+
+
+class MemoryLab(Lab):
+    def __init__(self) -> None:
+        self.runtime: MemoryRuntime = MemoryRuntime()
+        self.unknown_image = "quazzar-test/unknown:1"
+        self.runtime.engine.unknown_images.add(self.unknown_image)
+
+    def service(
+        self,
+        name: str,
+        *,
+        lines: tuple[tuple[Stream, str], ...] = (),
+        exit_code: int | None = None,
+        exit_after: float = 0,
+        healthy_after: float | None = 0,
+        deaf: bool = False,
+        **fields: Any,
+    ) -> ServiceSpec:
+        self.runtime.engine.behaviours[name] = Behaviour(
+            lines=lines,
+            exit_code=exit_code,
+            exit_after_seconds=exit_after,
+            healthy_after_seconds=healthy_after,
+            stop_seconds=3600 if deaf else 0,
+        )
+        return ServiceSpec(**{"name": name, "image": IMAGE} | fields)
+
+    async def kill(self, app_id: str, service: str) -> None:
+        self.runtime.engine.stopped(self.runtime.engine.container(app_id, service), exit_code=137)
+
+    async def vanish(self, app_id: str, service: str) -> None:
+        self.runtime.engine.remove_behind_our_back(app_id, service)
+
+
+class DockerLab(Lab):
+    def __init__(self, engine: DockerEngine, registry: Registry) -> None:
+        self.engine = engine
+        self.registry = registry
+        self.unknown_image = f"{registry.name}/unknown:1"
+        self.runtime: DockerRuntime = DockerRuntime(DockerConfig(host=engine.host))
+
+    def service(
+        self,
+        name: str,
+        *,
+        lines: tuple[tuple[Stream, str], ...] = (),
+        exit_code: int | None = None,
+        exit_after: float = 0,
+        healthy_after: float | None = 0,
+        deaf: bool = False,
+        **fields: Any,
+    ) -> ServiceSpec:
+        script = [f"echo {shlex.quote(line)}" + (" >&2" if stream == "stderr" else "") for stream, line in lines]
+        if healthy_after is not None:
+            script += [f"sleep {healthy_after}"] * (healthy_after > 0) + ["touch /tmp/ok"]
+        script += [f"sleep {exit_after}"] * (exit_after > 0)
+        if exit_code is not None:
+            script.append(f"exit {exit_code}")
+        elif deaf:
+            script.append("trap '' TERM; while true; do sleep 0.1; done")
+        else:
+            script.append("exec sleep 100000")
+        return ServiceSpec(**{"name": name, "image": IMAGE, "command": ("sh", "-c", "; ".join(script))} | fields)
+
+    def container(self, app_id: str, service: str) -> dict[str, Any]:
+        """The engine's own word on a service's container."""
+        found = self.engine.ok(
+            "GET",
+            "/containers/json",
+            params={
+                "all": "1",
+                "filters": f'{{"label":["io.quazzar.app={app_id}","io.quazzar.service={service}"]}}',
+            },
+        )
+        inspected: dict[str, Any] = self.engine.ok("GET", f"/containers/{found[0]['Id']}/json")
+        return inspected
+
+    async def kill(self, app_id: str, service: str) -> None:
+        self.engine.ok("POST", f"/containers/{self.container(app_id, service)['Id']}/kill")
+
+    async def vanish(self, app_id: str, service: str) -> None:
+        self.engine.ok("DELETE", f"/containers/{self.container(app_id, service)['Id']}", params={"force": "1"})
+
+
+def app_spec(*services: ServiceSpec, **fields: Any) -> AppSpec:
+    app_id = new_id("app")
+    return AppSpec(**{"app_id": app_id, "project": f"p{app_id[-8:]}", "services": services} | fields)
+
+
+async def until(look: Callable[[], Awaitable[T]], *, seconds: float = 15) -> T:
+    """What `look` gives as soon as it gives something true."""
+    end = time.monotonic() + seconds
+    while not (found := await look()):
+        assert time.monotonic() < end, f"Nothing within {seconds} s"
+        await asyncio.sleep(0.05)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
+    with docker_engine(tmp_path_factory.mktemp("engine")) as running:
+        running.import_busybox(IMAGE)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def images(engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with registry(tmp_path_factory.mktemp("images"), engine) as running:
+        yield running
+
+
+@pytest.fixture
+async def docker(engine: DockerEngine, images: Registry) -> AsyncIterator[DockerLab]:
+    """A lab on the real engine; what its tests leave is removed."""
+    lab = DockerLab(engine, images)
+    yield lab
+    for state in await lab.runtime.find():
+        await lab.runtime.remove(state.app_id, keep_volumes=False)
+    await lab.runtime.close()
+
+
+@pytest.fixture(
+    params=["memory", pytest.param("docker", marks=pytest.mark.component("docker"))],
+)
+def lab(request: pytest.FixtureRequest) -> Lab:
+    if request.param == "memory":
+        return MemoryLab()
+    found: Lab = request.getfixturevalue("docker")
+    return found
