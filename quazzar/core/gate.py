@@ -17,7 +17,7 @@ Bodies are checked when they are read, not before: 401, 403, 404 and 405 come fi
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from time import perf_counter
 from typing import Any, Final, Literal, Protocol
 from urllib.parse import quote
@@ -35,8 +35,8 @@ from quazzar.core.jsoncheck import check_json
 from quazzar.core.logs import AccessLog, request_id
 from quazzar.core.ratelimit import Bucket, Hit, RateLimiter, parse_bucket
 
-Scope = dict[str, Any]
-Message = dict[str, Any]
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]

@@ -156,22 +156,24 @@ class Pool(Protocol):
 
 POSTGRES_DDL = """
 CREATE UNLOGGED TABLE rate_limits (
-    key text COLLATE "C" NOT NULL PRIMARY KEY,
+    key text COLLATE "C" NOT NULL,
+    window_start bigint NOT NULL,
     count integer NOT NULL,
-    expires_at bigint NOT NULL
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05)
+    PRIMARY KEY (key, window_start)
+)
 """
-"""Unlogged: a crash of the server forgets the counts of one minute, and no hit waits for the disk. Half-empty pages
-keep updates of a count within their page. `expires_at` is in Unix seconds and has no index, for the same reason."""
+"""What the migrations create. Unlogged: a crash of the server forgets the counts of one window, and no hit waits for
+the disk. `window_start` is in Unix seconds."""
 
 _HIT = """
-INSERT INTO rate_limits AS r (key, count, expires_at) VALUES ($1, $2, $3)
-ON CONFLICT (key) DO UPDATE SET count = r.count + excluded.count RETURNING r.count
+INSERT INTO rate_limits AS r (key, window_start, count) VALUES ($1, $2, $3)
+ON CONFLICT (key, window_start) DO UPDATE SET count = r.count + excluded.count RETURNING r.count
 """
-_READ = "SELECT count FROM rate_limits WHERE key = $1"
+_READ = "SELECT count FROM rate_limits WHERE key = $1 AND window_start = $2"
+_LAST = "SELECT count FROM rate_limits WHERE key = $1 ORDER BY window_start DESC LIMIT 1"
 _PURGE = """
 DELETE FROM rate_limits WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM rate_limits WHERE expires_at < $1 LIMIT 10000 FOR UPDATE SKIP LOCKED))
+    SELECT ctid FROM rate_limits WHERE window_start < $1 LIMIT 10000 FOR UPDATE SKIP LOCKED))
 """
 
 
@@ -179,17 +181,20 @@ class PostgresStorage(limits.aio.storage.Storage):
     """Counts that all processes share in one unlogged table: one statement per hit, exact under any concurrency.
 
     `connect` makes the pool at the first hit; a few connections of its own, so that counting does not wait for those
-    that requests hold. Rows of past windows are purged once a minute by whoever comes by.
+    that requests hold. Once a minute whoever comes by purges rows of windows that began over an hour ago, or over twice
+    the longest window that was asked for.
     """
 
     STORAGE_SCHEME = None
     PURGE_SECONDS = 60
+    KEPT_SECONDS = 3600
 
     def __init__(self, connect: Callable[[], Awaitable[Pool]]) -> None:
         super().__init__()
         self._connect = connect
         self._pool: Pool | None = None
         self._opening = asyncio.Lock()
+        self._longest = 60
         self._purged_at = time.time()
         self._purging: asyncio.Task[None] | None = None
 
@@ -206,7 +211,8 @@ class PostgresStorage(limits.aio.storage.Storage):
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         pool = self._pool or await self._open()
         now = time.time()
-        count: int = await pool.fetchval(_HIT, key, amount, int(now // expiry + 1) * expiry)
+        self._longest = max(self._longest, expiry)
+        count: int = await pool.fetchval(_HIT, key, int(now // expiry) * expiry, amount)
         if now - self._purged_at > self.PURGE_SECONDS:
             self._purged_at = now
             self._purging = asyncio.create_task(self._purge())
@@ -219,17 +225,23 @@ class PostgresStorage(limits.aio.storage.Storage):
             log.warning("Old rate limit rows could not be purged", cause=type(error).__name__)
 
     async def purge(self) -> None:
-        """Delete rows of windows that ended a minute or longer ago (clocks of several machines differ a little)."""
+        """Delete rows of windows that are long over, 10,000 at a time."""
         pool = self._pool or await self._open()
-        await pool.execute(_PURGE, int(time.time()) - 60)
+        await pool.execute(_PURGE, int(time.time()) - max(self.KEPT_SECONDS, 2 * self._longest))
+
+    async def read(self, key: str, seconds: int) -> int:
+        """The count of `key` in the current window of `seconds`."""
+        pool = self._pool or await self._open()
+        return await pool.fetchval(_READ, key, int(time.time() // seconds) * seconds) or 0
 
     async def get(self, key: str) -> int:
         pool = self._pool or await self._open()
-        return await pool.fetchval(_READ, key) or 0
+        return await pool.fetchval(_LAST, key) or 0
 
     async def get_expiry(self, key: str) -> float:
         pool = self._pool or await self._open()
-        return float(await pool.fetchval("SELECT expires_at FROM rate_limits WHERE key = $1", key) or time.time())
+        started = await pool.fetchval("SELECT max(window_start) FROM rate_limits WHERE key = $1", key)
+        return time.time() if started is None else float(started + self._longest)
 
     async def check(self) -> bool:
         pool = self._pool or await self._open()
@@ -285,10 +297,10 @@ class RateLimiter:
         """
         if self._shared is None:
             return self.hit_now(bucket, key)
-        now, full_key = self._place(bucket, key)
+        now = time.time()
         try:
             async with asyncio.timeout(STORE_SECONDS):
-                count = await self._shared.incr(full_key, bucket.seconds)
+                count = await self._shared.incr(self._key(bucket, key, now), bucket.seconds)
         except Exception as error:
             raise self._unavailable(error) from error
         self._failing = False
@@ -296,13 +308,17 @@ class RateLimiter:
 
     async def peek(self, bucket: Bucket, key: str) -> Hit:
         """What one more hit would find, without counting it: `allowed` says whether there is one left."""
-        now, full_key = self._place(bucket, key)
+        now = time.time()
         if self._shared is None:
             count = self._windows.read(bucket.prefix + key, bucket.seconds, now)
         else:
+            full_key = self._key(bucket, key, now)
             try:
                 async with asyncio.timeout(STORE_SECONDS):
-                    count = await self._shared.get(full_key)
+                    if isinstance(self._shared, PostgresStorage):
+                        count = await self._shared.read(full_key, bucket.seconds)
+                    else:
+                        count = await self._shared.get(full_key)
             except Exception as error:
                 raise self._unavailable(error) from error
         outcome = _outcome(bucket, count, now)
@@ -312,10 +328,11 @@ class RateLimiter:
         """What a client that has not been counted yet would read; no store is asked."""
         return _outcome(bucket, 0, time.time())
 
-    def _place(self, bucket: Bucket, key: str) -> tuple[float, str]:
-        # The shared stores know expiry, not windows: the window is a part of the key.
-        now = time.time()
-        return now, f"{bucket.prefix}{int(now // bucket.seconds)}/{key}"
+    def _key(self, bucket: Bucket, key: str, now: float) -> str:
+        if isinstance(self._shared, PostgresStorage):
+            return bucket.prefix + key
+        # The other stores know expiry, not windows: the window is a part of the key.
+        return f"{bucket.prefix}{int(now // bucket.seconds)}/{key}"
 
     def _unavailable(self, error: Exception) -> Unavailable:
         if not self._failing:
