@@ -1,0 +1,180 @@
+"""What is shipped for servers: can it be read, and does it fit the rest."""
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quazzar.settings import CATALOGUE
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+UNITS = sorted(DEPLOY.glob("*.service"))
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("script", ["install.sh", "venv.sh"])
+def test_scripts_are_plain_sh(script: str) -> None:
+    for shell in filter(shutil.which, ("sh", "dash", "busybox")):
+        command = [shell, "sh"] if shell == "busybox" else [shell]
+        assert run(*command, "-n", DEPLOY / script).stderr == ""
+    if shutil.which("shellcheck"):
+        assert run("shellcheck", "--shell=sh", DEPLOY / script).stdout == ""
+    text = (DEPLOY / script).read_text()
+    assert text.startswith("#!/bin/sh\n")
+    assert re.search(r"^set -eu$", text, re.MULTILINE)
+    # What a POSIX shell does not have.
+    assert not re.search(r"\[\[|^\s*local |^\s*function |<<<|\$'|&>|\barray\b", text, re.MULTILINE)
+
+
+def test_install_says_what_it_does_not_understand() -> None:
+    assert run("sh", DEPLOY / "install.sh", "--bogus").stderr == "install.sh: unknown flag: --bogus (see --help)\n"
+    assert run("sh", DEPLOY / "install.sh", "--mode").stderr == "install.sh: --mode needs a value\n"
+    assert run("sh", DEPLOY / "install.sh", "--mode", "x").stderr == "install.sh: --mode must be instance or panel\n"
+    assert "--uninstall" in run("sh", DEPLOY / "install.sh", "--help").stdout
+
+
+def test_install_wants_a_checkout(tmp_path: Path) -> None:
+    result = run("sh", DEPLOY / "install.sh", "--root", tmp_path / "root", "--source", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == f"install.sh: {tmp_path} is not a checkout of Quazzar: quazzar/__main__.py is missing\n"
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.timeout(180)
+def test_install_again_and_uninstall(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for mode in ("instance", "panel"):
+        result = run("sh", DEPLOY / "install.sh", "--root", root, "--mode", mode)
+        assert result.returncode == 0, result.stderr
+    assert {path.name for path in (root / "opt/quazzar").iterdir()} == {"app", "venv"}
+    assert {path.name for path in (root / "etc/systemd/system").iterdir()} == {unit.name for unit in UNITS}
+    python = root / "opt/quazzar/venv/bin/python"
+    version = subprocess.run(
+        [python, "-P", "-m", "quazzar", "--version"],
+        env={"PYTHONPATH": str(root / "opt/quazzar/app")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert version.stdout.startswith("quazzar ")
+    (root / "var/lib/quazzar").mkdir(parents=True)
+    (root / "etc/quazzar/quazzar.toml").write_text("")
+    assert run("sh", DEPLOY / "install.sh", "--root", root, "--uninstall").returncode == 0
+    left = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert left == {"etc/quazzar/quazzar.toml"}
+    assert (root / "var/lib/quazzar").is_dir()
+
+
+def test_venv_says_in_a_sentence_what_python_it_needs(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text("#!/bin/sh\n[ \"$1\" != -V ] && exit 1\necho 'Python 3.9.2'\n")
+    old.chmod(0o755)
+    lock = ROOT / "requirements-uv.lock"
+    assert run("sh", DEPLOY / "venv.sh", old, tmp_path / "venv", lock).stderr == (
+        f"quazzar: {old} is Python 3.9.2, Quazzar needs Python 3.11 or newer (give another by PYTHON=…)\n"
+    )
+    assert "is not installed" in run("sh", DEPLOY / "venv.sh", "no-python", tmp_path / "venv", lock).stderr
+
+
+def test_venv_gives_the_hint_where_debian_left_ensurepip_out(tmp_path: Path) -> None:
+    bare = tmp_path / "python3"
+    bare.write_text("#!/bin/sh\ncase $2 in *ensurepip*|pip|venv) exit 1;; esac\nexit 0\n")
+    bare.chmod(0o755)
+    result = run("sh", DEPLOY / "venv.sh", bare, tmp_path / "venv", ROOT / "requirements-uv.lock")
+    assert result.returncode == 1
+    assert result.stderr == (
+        "quazzar: Python's venv module is incomplete here; install it with: apt-get install python3-venv\n"
+    )
+
+
+def environment_names(text: str) -> set[str]:
+    return set(re.findall(r"\bQUAZZAR_[A-Z_]+", text))
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "quazzar-instance.service", "quazzar-panel.service"])
+def test_only_settings_that_exist_are_set(name: str) -> None:
+    known = {setting.variable for setting in CATALOGUE.values()}
+    secrets = {f"{setting.variable}_FILE" for setting in CATALOGUE.values() if setting.secret}
+    assert environment_names((DEPLOY / name).read_text()) <= known | secrets
+
+
+class TestUnits:
+    @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+    def test_run_our_command_without_rights(self, unit: Path) -> None:
+        parsed = configparser.RawConfigParser(strict=False)
+        parsed.optionxform = str  # type: ignore[assignment,method-assign]
+        parsed.read(unit)
+        service = parsed["Service"]
+        assert service["User"] == "quazzar"
+        assert shlex.split(service["ExecStart"])[:3] == ["/opt/quazzar/venv/bin/python", "-m", "quazzar"]
+        assert service["NoNewPrivileges"] == "yes"
+        assert service["CapabilityBoundingSet"] == ""
+        assert service["ProtectSystem"] == "strict"
+        # The process ends within 25 s of SIGTERM by itself.
+        assert int(service["TimeoutStopSec"]) > 25
+        assert service["RestartPreventExitStatus"] == "2"
+
+    @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here (apt: systemd)")
+    @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+    def test_systemd_understands_them(self, unit: Path) -> None:
+        told = run("systemd-analyze", "verify", unit).stderr.splitlines()
+        # The program is not installed where the test runs; anything else is a mistake.
+        assert [line for line in told if "is not executable: No such file" not in line and unit.name in line] == []
+
+
+class TestImage:
+    LINES = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+
+    def test_copies_what_is_there_and_is_let_through(self) -> None:
+        allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+        for line in self.LINES:
+            if line.startswith("COPY ") and "--from" not in line:
+                for source in line.split()[1:-1]:
+                    assert (ROOT / source).exists(), source
+                    assert source in allowed, source
+
+    def test_is_not_root_and_tells_its_health(self) -> None:
+        assert "USER quazzar" in self.LINES
+        assert any(line.startswith("HEALTHCHECK") and "/api/health" in line for line in self.LINES)
+        assert 'ENTRYPOINT ["python", "-m", "quazzar"]' in self.LINES
+
+
+class TestCompose:
+    FILE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+    def test_services_are_ours_and_hardened(self) -> None:
+        assert set(self.FILE["services"]) == {"instance", "panel", "migrate", "postgres"}
+        for name in ("instance", "panel", "migrate"):
+            service = self.FILE["services"][name]
+            assert service["cap_drop"] == ["ALL"]
+            assert "no-new-privileges:true" in service["security_opt"]
+            assert service["read_only"] is True
+            assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+
+    def test_everything_that_is_named_is_declared(self) -> None:
+        for service in self.FILE["services"].values():
+            for volume in service.get("volumes", []):
+                source = volume.split(":")[0]
+                assert source.startswith("/") or source in self.FILE["volumes"]
+            for secret in service.get("secrets", []):
+                assert (secret if isinstance(secret, str) else secret["source"]) in self.FILE["secrets"]
+            for other in service.get("depends_on", {}):
+                assert other in self.FILE["services"]
+
+    def test_the_apis_are_published_on_loopback_only(self) -> None:
+        published = [port for service in self.FILE["services"].values() for port in service.get("ports", [])]
+        assert sorted(published) == ["127.0.0.1:8080:8080", "127.0.0.1:8081:8080", "8443:8443"]
+
+    @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not here")
+    def test_compose_understands_it(self) -> None:
+        assert run("docker-compose", "-f", DEPLOY / "compose.yaml", "config", "--quiet").stderr == ""
