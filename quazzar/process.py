@@ -1,7 +1,6 @@
 """The process from start to end: its folder, its database, its schema, its server."""
 
 import contextlib
-import gc
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -10,13 +9,16 @@ from typing import TYPE_CHECKING
 import asyncpg
 import msgspec
 
-from quazzar.core.crypto import Keyring, KeyProblem, load_keyring
+from quazzar.core.crypto import KeyProblem, Keyring, load_keyring
 from quazzar.core.db import APP_ROLE, Database
+from quazzar.core.logs import get_logger
 from quazzar.core.migrations import MigrationProblem, schema_state, upgrade
 from quazzar.settings import Settings
 
 if TYPE_CHECKING:
     from quazzar.core.postgres import EmbeddedPostgres
+
+log = get_logger(__name__)
 
 OLDEST_POSTGRES = 16
 _LOW_DISK_BYTES = 64 * 1024 * 1024
@@ -68,13 +70,13 @@ async def open_database(settings: Settings) -> AsyncIterator[OpenDatabase]:
         await _check_external(owner_url)
         role = await _usable_role(owner_url)
     else:
-        from quazzar.core.postgres import EmbeddedPostgres, PostgresError  # noqa: PLC0415 - unused with an external one
+        from quazzar.core import postgres  # noqa: PLC0415 - unused with an external one
 
         prepare_data_dir(settings)
-        embedded = EmbeddedPostgres(settings.server.data_dir)
+        embedded = postgres.EmbeddedPostgres(settings.server.data_dir)
         try:
             urls = await embedded.start()
-        except PostgresError as error:
+        except postgres.PostgresError as error:
             raise StartProblem(str(error)) from error
         owner_url, app_url, role = urls.owner, urls.app, None
     database = Database(app_url, pool_size=settings.database.pool_size, role=role)
@@ -177,10 +179,29 @@ async def serve(settings: Settings) -> int:
             await _migrate(opened.owner_url)
 
         from quazzar.app import create_app  # noqa: PLC0415 - after the checks, so that they answer fast
-        from quazzar.core.server import run_server  # noqa: PLC0415
+        from quazzar.core.server import CannotListen, Server, ServerConfig  # noqa: PLC0415
 
         app = create_app(settings, keyring=keyring, database=opened.database)
-        gc.collect()
-        # What lives as long as the process need not be walked by each collection: it cuts the slowest answers.
-        gc.freeze()
-        return await run_server(app, settings)
+        limit = app.limit_per_minute
+        edge = ServerConfig(max_connections=settings.server.max_connections, rate_limit=limit)
+        try:
+            server = Server(
+                app.asgi,
+                settings.server.host,
+                settings.server.port,
+                config=edge,
+                on_started=lambda addresses: _announce(settings, addresses),
+                on_draining=app.drain,
+            )
+        except CannotListen as error:
+            raise StartProblem(str(error)) from error
+        await server.serve()
+        return 0
+
+
+def _announce(settings: Settings, addresses: list[tuple[str, int]]) -> None:
+    for host, port in addresses:
+        shown = f"[{host}]" if ":" in host else host
+        log.info(
+            "Serving", mode=settings.server.mode, url=f"http://{shown}:{port}", data_dir=str(settings.server.data_dir)
+        )

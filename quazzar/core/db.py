@@ -131,6 +131,12 @@ class Database:
                 )
         return self._reads
 
+    async def small_pool(self) -> "asyncpg.Pool[Any]":
+        """A few connections of their own, for counts that must not wait behind requests; the caller closes it."""
+        return await asyncpg.create_pool(
+            _plain_url(self.url), min_size=0, max_size=4, timeout=5, server_settings=self._server_settings
+        )
+
     async def connect(self, *, statement_timeout: bool = False) -> "asyncpg.Connection[Any]":
         """A connection of its own (LISTEN, workers), outside both pools; the caller closes it."""
         settings = dict(self._server_settings)

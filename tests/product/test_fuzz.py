@@ -11,7 +11,7 @@ import pytest
 from quazzar.reference.routes import document_path
 from tests.product.process import PASSWORD, product
 
-pytestmark = [pytest.mark.timeout(4 * 3600)]
+pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(4 * 3600)]
 
 EXAMPLES = int(os.environ.get("QUAZZAR_FUZZ_EXAMPLES", "2000"))
 """Test cases per API, spread over its operations; `make fuzz` asks for more."""
