@@ -14,21 +14,6 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("quazzar", "migrations", "tests", "benchmarks", "deploy", "docs", ".ci")
 SUFFIXES = ".py .md .toml .yaml .yml .json .sh .lock .service .mako .txt .js .html"
 TEXT = {"", *SUFFIXES.split()}
-    ".py",
-    ".md",
-    ".toml",
-    ".yaml",
-    ".yml",
-    ".json",
-    ".sh",
-    ".lock",
-    ".service",
-    ".mako",
-    ".txt",
-    ".js",
-    ".html",
-    "",
-}
 LARGEST_BYTES = 2 * 1024 * 1024
 
 
