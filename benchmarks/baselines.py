@@ -47,8 +47,9 @@ def litestar_me() -> Any:
 
 def raw_apps() -> Any:
     """Raw ASGI: the query of the product's list on asyncpg, rows into structs, msgspec."""
-    from benchmarks.data import APPS_QUERY, AppRow  # noqa: PLC0415
+    from benchmarks.data import apps_query  # noqa: PLC0415
 
+    sql, arguments, row_type = apps_query()
     state: dict[str, Any] = {}
     encoder = msgspec.json.Encoder()
 
@@ -68,8 +69,8 @@ def raw_apps() -> Any:
             await receive()
             return
         async with state["pool"].acquire() as connection:
-            rows = await connection.fetch(APPS_QUERY)
-        body = encoder.encode([AppRow(*row) for row in rows])
+            rows = await connection.fetch(sql, *arguments)
+        body = encoder.encode([row_type(*row) for row in rows])
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
