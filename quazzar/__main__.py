@@ -32,10 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     from quazzar.core.errors import AppError  # noqa: PLC0415 - only on the way out
     from quazzar.core.logs import get_logger, redact  # noqa: PLC0415
+    from quazzar.core.postgres import PostgresError  # noqa: PLC0415
+    from quazzar.core.server import StartFailed  # noqa: PLC0415
     from quazzar.process import StartProblem  # noqa: PLC0415
 
     match error:
-        case StartProblem():
+        case StartProblem() | StartFailed() | PostgresError():
             _say(str(error))
         case AppError():
             _say("; ".join(error.details.values()) or error.message)

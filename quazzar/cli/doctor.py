@@ -252,17 +252,14 @@ def _port(name: str, key: str, host: str, port: int) -> Finding:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(address)
     except PermissionError:
-        return Finding(
-            "fail", name, f"port {port} is for root alone; choose {key} of 1024 or more, or put a proxy before"
-        )
-    except socket.gaierror:
+        return Finding("fail", name, f"port {port} is for root alone; set {key} to 1024 or more")
+    except (socket.gaierror, UnicodeError):
         return Finding("fail", name, f"the address {host} is not known on this machine")
     except OSError as error:
         if _is_quazzar(host, port):
             return Finding("ok", name, f"{host}:{port} is served by Quazzar already")
-        return Finding(
-            "fail", name, f"{host}:{port} can't be listened on: {error.strerror}; stop what does, or set {key}"
-        )
+        why = f"({error.strerror}); set {key} to another"
+        return Finding("fail", name, f"{host}:{port} can't be listened on {why}")
     return Finding("ok", name, f"{host}:{port} is free")
 
 

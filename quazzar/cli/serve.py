@@ -31,8 +31,14 @@ async def _serve(settings: Settings) -> int:
 
     task = asyncio.current_task()
     assert task is not None
-    # Until the server listens to signals itself, SIGTERM means: undo what was started so far, and end well.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    loop = asyncio.get_running_loop()
+
+    def give_up(*_: object) -> None:
+        loop.call_soon_threadsafe(task.cancel)
+
+    # Until the server takes signals itself, SIGTERM means: undo what was started so far, and end well. Not by the
+    # loop's own handlers: those would go on beside the server's and cut its orderly end off.
+    signal.signal(signal.SIGTERM, give_up)
     try:
         return await process.serve(settings)
     except asyncio.CancelledError:
