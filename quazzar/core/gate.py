@@ -125,7 +125,6 @@ class _RequestIds:
 _next_id: Final = _RequestIds().next
 _is_request_id: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}").fullmatch
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_ASCII_DIGITS: Final = re.compile(rb"[0-9]{1,18}").fullmatch
 
 _NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -298,9 +297,9 @@ class _Body:
         found = self._found
         length = found.get(b"content-length")
         if length is not None:
-            if not _ASCII_DIGITS(length):
+            if not length.isdigit():
                 raise BadRequest("The header Content-Length can't be read")
-            if int(length) > rule.limit:
+            if len(length) > 18 or int(length) > rule.limit:
                 raise _too_large(rule)
         if found.get(b"content-encoding", b"identity").lower() != b"identity":
             raise BadRequest("The body must not be compressed", code="invalid_content_encoding")
