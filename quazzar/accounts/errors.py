@@ -33,16 +33,6 @@ class CodeWrong(Forbidden):
     message = "The code is wrong or was used already"
 
 
-class SetupDone(Conflict):
-    code = "setup_done"
-    message = "This server has been set up already"
-
-
-class SetupTokenRequired(Forbidden):
-    code = "setup_token_required"
-    message = "Setting up from another machine needs the token from the server's log or its file setup-token"
-
-
 class TotpEnabled(Conflict):
     code = "totp_already_enabled"
     message = "The second factor is on already; disable it first"

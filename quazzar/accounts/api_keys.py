@@ -1,0 +1,130 @@
+"""API keys: made once, shown once, and never more than their maker."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.accounts import store
+from quazzar.accounts.authenticator import parse_networks
+from quazzar.accounts.errors import ApiKeyNotFound, LifetimeExceeded, ScopeExceeded, TooManyApiKeys
+from quazzar.accounts.process import Accounts
+from quazzar.accounts.roles import is_covered
+from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated
+from quazzar.core.auth import Principal
+from quazzar.core.errors import Invalid, Unauthorized
+from quazzar.core.ids import new_id
+from quazzar.core.records import audit
+from quazzar.core.tokens import api_key_digest, new_api_key
+
+MAX_KEYS: Final = 50
+DEFAULT_LIFE: Final = timedelta(days=365)
+LONGEST_LIFE: Final = timedelta(days=3660)
+
+
+class ApiKeyService:
+    """The keys of the caller; one per request."""
+
+    def __init__(self, session: AsyncSession, accounts: Accounts, principal: Principal) -> None:
+        self._session = session
+        self._accounts = accounts
+        self._principal = principal
+
+    async def create(self, data: ApiKeyCreate) -> ApiKeyCreated:
+        """A new key of the caller's, with its text.
+
+        Raises `ScopeExceeded` and `LifetimeExceeded` for a key that could do more, reach further or live longer than
+        the credential that asks for it, `TooManyApiKeys`, and `Invalid` by field.
+        """
+        maker = self._principal
+        expires_at = self._expiry(data)
+        allowed_ips, resources = await self._bounds(data)
+        if not all(is_covered(scope, maker.scopes) for scope in data.scopes):
+            raise ScopeExceeded
+        # The user's row is locked, so that parallel calls count one after the other.
+        if await store.get_secrets(self._session, "instance", maker.user_id, lock=True) is None:
+            raise Unauthorized
+        await store.delete_expired_api_keys(self._session, maker.user_id)
+        if await store.count_api_keys(self._session, maker.user_id) >= MAX_KEYS:
+            raise TooManyApiKeys
+        key = new_api_key()
+        values: dict[str, Any] = {
+            "id": new_id("key"),
+            "name": data.name,
+            "prefix": key[:12],
+            "suffix": key[-4:],
+            "scopes": sorted(set(data.scopes)),
+            "resources": resources,
+            "allowed_ips": allowed_ips,
+            "expires_at": expires_at,
+        }
+        digest = api_key_digest(key.encode())
+        created_at = await store.add_api_key(self._session, maker.user_id, key_hash=digest, **values)
+        shown = {name: value for name, value in values.items() if name not in ("id", "expires_at")}
+        audit(self._session, "api_key.create", subject=values["id"], after=shown | {"expires_at": str(expires_at)})
+        return ApiKeyCreated(**values, created_at=created_at, last_used_at=None, last_used_ip=None, key=key)
+
+    def _expiry(self, data: ApiKeyCreate) -> datetime:
+        now = datetime.now(UTC)
+        limit = self._principal.key_expires_at
+        if data.expires_at is None:
+            default = now + DEFAULT_LIFE
+            return default if limit is None else min(default, datetime.fromtimestamp(limit, UTC))
+        expires_at = data.expires_at.astimezone(UTC)
+        if not now < expires_at <= now + LONGEST_LIFE:
+            raise Invalid(details={"expires_at": "Expires at must be in the future, and at most ten years away"})
+        if limit is not None and expires_at.timestamp() > limit:
+            raise LifetimeExceeded
+        return expires_at
+
+    async def _bounds(self, data: ApiKeyCreate) -> tuple[list[str] | None, list[str] | None]:
+        """The networks and apps that bind the new key; one that is bound hands its bounds on."""
+        allowed_ips = None if data.allowed_ips is None else _networks(data.allowed_ips)
+        resources = None if data.resources is None else sorted(set(data.resources))
+        if self._principal.key_id is None:
+            return allowed_ips, resources
+        maker = await store.get_api_key(self._session, self._principal.user_id, self._principal.key_id)
+        if maker is None:
+            raise Unauthorized
+        if maker.resources is not None:
+            resources = maker.resources if resources is None else resources
+            if not set(resources) <= set(maker.resources):
+                raise ScopeExceeded
+        if maker.allowed_ips is not None:
+            allowed_ips = maker.allowed_ips if allowed_ips is None else allowed_ips
+            if not _lie_within(allowed_ips, maker.allowed_ips):
+                raise ScopeExceeded
+        return allowed_ips, resources
+
+    async def find(self) -> Sequence[Any]:
+        """The caller's keys, newest first, those that expired in the last month among them."""
+        return await store.find_api_keys(self._session, self._principal.user_id)
+
+    async def delete(self, key_id: str) -> None:
+        """Revoke a key of the caller's; it stops with the commit. Raises `ApiKeyNotFound`."""
+        if not await store.delete_api_key(self._session, self._principal.user_id, key_id):
+            raise ApiKeyNotFound
+        await self._accounts.authenticator.drop_with(self._session, key_id)
+        audit(self._session, "api_key.delete", subject=key_id)
+
+
+def _networks(texts: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    problems: dict[str, str] = {}
+    for index, text in enumerate(texts):
+        try:
+            found += (str(network) for network in parse_networks([text]))
+        except ValueError:
+            problems[f"allowed_ips.{index}"] = "Must be an address or a network such as 192.0.2.0/24"
+    if problems:
+        raise Invalid(details=problems)
+    return sorted(set(found))
+
+
+def _lie_within(inner: Sequence[str], outer: Sequence[str]) -> bool:
+    bounds = parse_networks(outer)
+    return all(
+        any(network.version == bound.version and network.subnet_of(bound) for bound in bounds)  # type: ignore[arg-type]
+        for network in parse_networks(inner)
+    )

@@ -1,0 +1,387 @@
+"""Proving who one is: passwords, second factors, and the tokens that come of it.
+
+Hashing takes long, so nothing here works in the request's transaction: each step reads or writes in a short one of its
+own, and what may have changed in between is checked again by the statement that writes. A refusal that must leave a
+trace (a counted guess, a revoked session) is committed before it is raised.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.accounts import store, totp
+from quazzar.accounts.errors import (
+    BadCredentials,
+    CodeWrong,
+    NoTenant,
+    PasswordWrong,
+    RefreshRefused,
+    SecondFactorRefused,
+    TotpEnabled,
+    TotpNotEnabled,
+    TotpNotPending,
+)
+from quazzar.accounts.guesses import Guesses, count_step, end_step
+from quazzar.accounts.policy import check_password
+from quazzar.accounts.process import Accounts
+from quazzar.accounts.schemas import TokenPair, TotpConfirmed, TotpRequired, TotpSetup
+from quazzar.core.auth import Principal
+from quazzar.core.crypto import Keyring
+from quazzar.core.db import set_scope
+from quazzar.core.errors import Unauthorized
+from quazzar.core.ids import new_id
+from quazzar.core.records import Caller, audit
+from quazzar.core.tokens import (
+    INSTANCE_ACCESS,
+    INSTANCE_STEP,
+    PANEL_ACCESS,
+    PANEL_STEP,
+    Claims,
+    new_opaque,
+    opaque_digest,
+)
+
+MAX_SESSIONS: Final = 20
+STEP_SECONDS: Final = 300
+REFRESH_PREFIX: Final = "qzt"
+_ISSUER: Final = {"instance": "Quazzar", "panel": "Quazzar Control Panel"}
+
+
+class LoginService:
+    """Logs in and out of one realm; one per request, from what the caller is and where they come from."""
+
+    def __init__(self, accounts: Accounts, caller: Caller, *, user_agent: str) -> None:
+        self._accounts = accounts
+        self._caller = caller
+        self._realm = caller.realm
+        self._address = caller.address or "-"
+        self._user_agent = user_agent
+
+    # --- logging in ---
+
+    async def login(self, name: str, password: str) -> TokenPair | TotpRequired:
+        """A session, or a temporary token for the second step.
+
+        Raises `BadCredentials` for an unknown name as for a wrong password, after the same work.
+        """
+        await self._accounts.count_name(self._realm, name)
+        async with self._begin() as session:
+            user = await store.find_user(session, self._realm, name)
+            # The same statements for a name that is unknown.
+            user_id = user.id if user is not None else "-"
+            await set_scope(session, user=user_id)
+            guesses = self._guesses(name)
+            at_home = await store.has_session_from(session, self._realm, user_id, self._address)
+            wait = await guesses.count_password(session, at_home=at_home)
+        await guesses.wait(wait)
+        right = await self._accounts.passwords.verify(user.password_hash if user is not None else None, password)
+        if user is None or not right:
+            async with self._begin() as session:
+                await guesses.password_was_wrong(session)
+                audit(session, "session.create", subject=user.id if user is not None else None, outcome="refused")
+            raise BadCredentials
+        if user.totp_enabled_at is not None:
+            async with self._begin() as session:
+                await guesses.password_was_right(session, at_home=at_home)
+            return self._second_step(user.id, user.password_hash)
+        new_hash = user.password_hash
+        if self._accounts.passwords.is_outdated(new_hash):
+            new_hash = await self._accounts.passwords.hash(password)
+        async with self._begin() as session:
+            await guesses.password_was_right(session, at_home=at_home)
+            return await self._open(session, user.id, former=user.password_hash, password_hash=new_hash)
+
+    def _second_step(self, user_id: str, password_hash: str) -> TotpRequired:
+        # In place of a session: which password was given, so that changing it ends logins that are half done.
+        token = self._accounts.tokens.sign(
+            INSTANCE_STEP if self._realm == "instance" else PANEL_STEP,
+            subject=user_id,
+            session_id=_fingerprint(password_hash),
+            seconds=STEP_SECONDS,
+        )
+        return TotpRequired(temp_token=token)
+
+    async def finish(self, temp_token: str, code: str) -> TokenPair:
+        """The session that the temporary token stands for.
+
+        Raises `SecondFactorRefused` for a wrong or used code and for a token that is over, used up or foreign;
+        `RateLimited` when the account's codes have been guessed at too often.
+        """
+        claims = self._step_claims(temp_token)
+        async with self._begin() as session:
+            fresh = await count_step(session, claims.jti)
+        if not fresh:
+            raise SecondFactorRefused
+        async with self._begin() as session:
+            user = await store.get_secrets(session, self._realm, claims.sub)
+            if user is None or user.totp_enabled_at is None or _fingerprint(user.password_hash) != claims.sid:
+                raise SecondFactorRefused
+            guesses = self._guesses(_name(user))
+            await guesses.count_code(session)
+        # One transaction: a code is used up only together with the session that it opens.
+        async with self._begin() as session:
+            if await self._take_code(session, user, code):
+                await guesses.code_was_right(session)
+                if not await end_step(session, claims.jti):
+                    raise SecondFactorRefused
+                return await self._open(session, user.id, former=user.password_hash, password_hash=user.password_hash)
+            audit(session, "session.create", subject=user.id, outcome="refused", after={"step": "totp"})
+        raise SecondFactorRefused
+
+    def _step_claims(self, temp_token: str) -> Claims:
+        kind = INSTANCE_STEP if self._realm == "instance" else PANEL_STEP
+        try:
+            return self._accounts.tokens.verify(kind, temp_token.encode())
+        except Unauthorized as error:
+            raise SecondFactorRefused(code=error.code) from None
+
+    async def _open(self, session: AsyncSession, user_id: str, *, former: str, password_hash: str) -> TokenPair:
+        """A new session of a user who has proved themselves; the oldest beyond the limit ends."""
+        realm = self._realm
+        await set_scope(session, user=user_id)
+        if not await store.mark_login(session, realm, user_id, former=former, password_hash=password_hash):
+            raise BadCredentials
+        tenant_id = None
+        if self._accounts.tenancy is not None and realm == "panel":
+            tenant_id = await self._accounts.tenancy.home(session, user_id)
+            if tenant_id is None:
+                raise NoTenant
+        await set_scope(session, tenant=tenant_id, user=user_id)
+        session_id = new_id("ses")
+        expires_at = datetime.now(UTC) + self._accounts.session_life
+        await store.add_session(
+            session,
+            realm,
+            id=session_id,
+            user_id=user_id,
+            tenant_id=tenant_id,
+            expires_at=expires_at,
+            ip=self._address,
+            user_agent=self._user_agent,
+        )
+        for ended in await store.end_surplus_sessions(session, realm, user_id, MAX_SESSIONS):
+            await self._accounts.authenticator.drop_with(session, ended)
+        await self._accounts.authenticator.drop_with(session, user_id)
+        session.info["caller"] = msgspec.structs.replace(self._caller, kind="user", id=user_id, tenant_id=tenant_id)
+        audit(session, "session.create", subject=session_id)
+        return await self._issue(session, user_id, session_id, tenant_id, expires_at)
+
+    async def _issue(
+        self, session: AsyncSession, user_id: str, session_id: str, tenant_id: str | None, expires_at: datetime
+    ) -> TokenPair:
+        refresh = new_opaque(REFRESH_PREFIX)
+        digest = opaque_digest(REFRESH_PREFIX, refresh)
+        assert digest is not None
+        await store.add_refresh_token(session, self._realm, user_id, session_id, digest)
+        left = int((expires_at - datetime.now(UTC)).total_seconds())
+        seconds = max(1, min(self._accounts.access_seconds, left))
+        access = self._accounts.tokens.sign(
+            INSTANCE_ACCESS if self._realm == "instance" else PANEL_ACCESS,
+            subject=user_id,
+            session_id=session_id,
+            seconds=seconds,
+            tenant_id=tenant_id,
+        )
+        return TokenPair(access_token=access, refresh_token=refresh, expires_in=seconds)
+
+    # --- going on ---
+
+    async def refresh(self, token: str) -> TokenPair:
+        """A new pair for a refresh token, which is used up.
+
+        A token that was used up before ends its whole session: two hold it, and nobody knows which of them is the
+        thief. Raises `RefreshRefused` for that and for every other token that is not good any more.
+        """
+        digest = opaque_digest(REFRESH_PREFIX, token)
+        if digest is None:
+            raise RefreshRefused
+        async with self._begin() as session:
+            outcome = await self._rotate(session, digest)
+        if isinstance(outcome, TokenPair):
+            return outcome
+        if outcome == "expired":
+            raise RefreshRefused("The session has expired", code="token_expired")
+        raise RefreshRefused
+
+    async def _rotate(
+        self, session: AsyncSession, digest: bytes
+    ) -> TokenPair | Literal["unknown", "reused", "expired"]:
+        realm = self._realm
+        found = await store.find_refresh_token(session, realm, digest)
+        if found is None:
+            return "unknown"
+        user_id, session_id = found
+        await set_scope(session, user=user_id)
+        # The session first and the token after it, as where a session ends: so the two never wait in a circle.
+        row = await store.lock_session(session, realm, user_id, session_id)
+        if row is None:
+            return "unknown"
+        reused = not await store.take_refresh_token(session, realm, digest)
+        if reused or not row.alive:
+            await self._end(session, user_id, session_id, tenant_id=row.tenant_id)
+            action = "session.refresh_reused" if reused else "session.expire"
+            audit(session, action, subject=session_id, outcome="refused" if reused else "done")
+            return "reused" if reused else "expired"
+        await store.note_uses(session, [(session_id, datetime.now(UTC), self._address)])
+        return await self._issue(session, user_id, session_id, row.tenant_id, row.expires_at)
+
+    async def _end(self, session: AsyncSession, user_id: str, session_id: str, *, tenant_id: str | None) -> None:
+        await store.end_session(session, self._realm, user_id, session_id)
+        await self._accounts.authenticator.drop_with(session, session_id)
+        session.info["caller"] = msgspec.structs.replace(self._caller, kind="user", id=user_id, tenant_id=tenant_id)
+
+    # --- changing what one proves oneself with ---
+
+    async def change_password(self, principal: Principal, current: str, new: str) -> None:
+        """Set a new password and end all other sessions. Raises `PasswordWrong`, `PasswordRefused`."""
+        user = await self._check_password(principal, current)
+        check_password(new, field="new_password", own=_names(user))
+        new_hash = await self._accounts.passwords.hash(new)
+        async with self._begin(principal) as session:
+            if not await store.replace_password(session, self._realm, user.id, new_hash, former=user.password_hash):
+                raise PasswordWrong
+            await self._end_others(session, principal)
+            audit(session, "user.change_password", subject=user.id)
+
+    async def enable_totp(self, principal: Principal, password: str) -> TotpSetup:
+        """A new secret that counts once a code of it was shown. Raises `PasswordWrong`, `TotpEnabled`."""
+        user = await self._check_password(principal, password)
+        secret = totp.new_secret()
+        async with self._begin(principal) as session:
+            fresh = await store.get_secrets(session, self._realm, user.id, lock=True)
+            if fresh is None or fresh.totp_enabled_at is not None:
+                raise TotpEnabled
+            sealed = seal_secret(self._accounts.keyring, user.id, secret)
+            await store.update_user(session, self._realm, user.id, totp_secret=sealed, totp_last_step=None)
+            audit(session, "user.totp_prepare", subject=user.id)
+        url = totp.provisioning_url(secret, _name(user), _ISSUER[self._realm])
+        return TotpSetup(secret=secret, otpauth_url=url, qr_svg=await asyncio.to_thread(totp.qr_svg, url))
+
+    async def confirm_totp(self, principal: Principal, code: str) -> TotpConfirmed:
+        """Turn the second factor on, end all other sessions, and show the recovery codes.
+
+        Raises `CodeWrong`, `TotpEnabled`, `TotpNotPending`, `RateLimited`.
+        """
+        user = await self._count_code(principal)
+        async with self._begin(principal) as session:
+            fresh = await store.get_secrets(session, self._realm, user.id, lock=True)
+            if fresh is None or fresh.totp_secret is None:
+                raise TotpNotPending
+            if fresh.totp_enabled_at is not None:
+                raise TotpEnabled
+            if not await self._take_code(session, fresh, code):
+                raise CodeWrong
+            await self._guesses(_name(user)).code_was_right(session)
+            codes = totp.new_recovery_codes()
+            hashes = [digest for each in codes if (digest := totp.recovery_digest(user.id, each)) is not None]
+            await store.replace_recovery_codes(session, user.id, hashes)
+            await store.update_user(session, self._realm, user.id, totp_enabled_at=datetime.now(UTC))
+            await self._end_others(session, principal)
+            audit(session, "user.totp_enable", subject=user.id)
+        return TotpConfirmed(recovery_codes=codes)
+
+    async def disable_totp(self, principal: Principal, password: str, code: str) -> None:
+        """Turn the second factor off. Raises `PasswordWrong`, `CodeWrong`, `TotpNotEnabled`, `RateLimited`."""
+        await self._check_password(principal, password)
+        user = await self._count_code(principal)
+        async with self._begin(principal) as session:
+            fresh = await store.get_secrets(session, self._realm, user.id, lock=True)
+            if fresh is None or fresh.totp_enabled_at is None:
+                raise TotpNotEnabled
+            if not await self._take_code(session, fresh, code):
+                raise CodeWrong
+            await self._guesses(_name(user)).code_was_right(session)
+            await clear_totp(session, self._accounts, self._realm, user.id)
+            audit(session, "user.totp_disable", subject=user.id)
+
+    async def _end_others(self, session: AsyncSession, principal: Principal) -> None:
+        await store.end_sessions(session, self._realm, principal.user_id, but=principal.session_id)
+        await self._accounts.authenticator.drop_with(session, principal.user_id)
+
+    async def _check_password(self, principal: Principal, password: str) -> Any:
+        """The caller's secrets, once `password` has proved to be theirs; guesses count as at login."""
+        async with self._begin(principal) as session:
+            user = await self._own(session, principal)
+            guesses = self._guesses(_name(user))
+            wait = await guesses.count_password(session, at_home=False)
+        await guesses.wait(wait)
+        right = await self._accounts.passwords.verify(user.password_hash, password)
+        async with self._begin(principal) as session:
+            if right:
+                await guesses.password_was_right(session, at_home=False)
+            else:
+                await guesses.password_was_wrong(session)
+                audit(session, "user.check_password", subject=user.id, outcome="refused")
+        if not right:
+            raise PasswordWrong
+        return user
+
+    async def _count_code(self, principal: Principal) -> Any:
+        async with self._begin(principal) as session:
+            user = await self._own(session, principal)
+            await self._guesses(_name(user)).count_code(session)
+        return user
+
+    async def _own(self, session: AsyncSession, principal: Principal) -> Any:
+        user = await store.get_secrets(session, self._realm, principal.user_id)
+        if user is None:
+            raise Unauthorized
+        return user
+
+    async def _take_code(self, session: AsyncSession, user: Any, code: str) -> bool:
+        """Use up a code or a recovery code of the user's; False when it is wrong or was used already."""
+        if user.totp_secret is None:
+            return False
+        secret = open_secret(self._accounts.keyring, user.id, user.totp_secret)
+        step = totp.accepted_step(secret, code, time.time(), after=user.totp_last_step)
+        if step is not None:
+            return await store.take_step(session, user.id, step)
+        digest = totp.recovery_digest(user.id, code)
+        return digest is not None and await store.take_recovery_code(session, user.id, digest)
+
+    def _guesses(self, name: str) -> Guesses:
+        return Guesses(self._accounts.database, self._realm, name, self._address)
+
+    @contextlib.asynccontextmanager
+    async def _begin(self, principal: Principal | None = None) -> AsyncIterator[AsyncSession]:
+        tenant = principal.tenant_id if principal is not None else None
+        user = principal.user_id if principal is not None else None
+        async with self._accounts.database.begin(tenant=tenant, user=user) as session:
+            session.info["caller"] = self._caller
+            yield session
+
+
+def seal_secret(keyring: Keyring, user_id: str, secret: str) -> bytes:
+    return keyring.seal(secret.encode(), context=f"users.totp_secret:{user_id}")
+
+
+def open_secret(keyring: Keyring, user_id: str, sealed: bytes) -> str:
+    return keyring.open(sealed, context=f"users.totp_secret:{user_id}").decode()
+
+
+async def clear_totp(session: AsyncSession, accounts: Accounts, realm: Any, user_id: str) -> None:
+    """Forget the second factor and its recovery codes."""
+    await store.replace_recovery_codes(session, user_id, [])
+    await store.update_user(session, realm, user_id, totp_secret=None, totp_enabled_at=None, totp_last_step=None)
+    await accounts.authenticator.drop_with(session, user_id)
+
+
+def _fingerprint(password_hash: str) -> str:
+    return "pwd_" + hashlib.sha256(password_hash.encode()).hexdigest()[:32]
+
+
+def _name(user: Any) -> str:
+    name: str = user.username or user.email or ""
+    return name
+
+
+def _names(user: Any) -> tuple[str, ...]:
+    email: str = user.email or ""
+    return tuple(filter(None, (user.username, email, email.partition("@")[0])))

@@ -1,0 +1,152 @@
+"""What account endpoints take and give."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from msgspec import Meta
+
+from quazzar.accounts.roles import Scope
+from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
+
+# Whether a new password is good enough is for the policy to say, in its own words; these bounds come first.
+NewPassword = Annotated[
+    str,
+    Meta(
+        min_length=12,
+        max_length=128,
+        description="12 to 128 characters, not one of the common passwords",
+        extra=message("{label} must be 12 to 128 characters long"),
+    ),
+]
+Password = Annotated[str, Meta(min_length=1, max_length=128)]
+Code = Annotated[
+    str,
+    Meta(min_length=6, max_length=32, description="Six digits of the authenticator app, or a recovery code"),
+]
+OpaqueToken = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class TokenPair(Out):
+    access_token: str
+    refresh_token: str
+    expires_in: Annotated[int, Meta(description="Life of the access token in seconds")]
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105 - a word of RFC 6749
+
+
+class TotpRequired(Out):
+    """The password was right; the second step is `totp/verify` with `temp_token`, within five minutes."""
+
+    temp_token: str
+    totp_required: Literal[True] = True
+
+
+class Refresh(In):
+    refresh_token: OpaqueToken
+
+
+class TotpVerify(In):
+    """With `temp_token`: the second step of a login. Without, by a caller who is logged in: confirms enabling."""
+
+    code: Code
+    temp_token: OpaqueToken | UnsetType = UNSET
+
+
+class TotpEnable(In):
+    password: Password
+
+
+class TotpSetup(Out):
+    secret: Annotated[str, Meta(description="Base32; shown this once")]
+    otpauth_url: str
+    qr_svg: Annotated[str, Meta(description="The address as a QR code")]
+
+
+class TotpConfirmed(Out):
+    recovery_codes: Annotated[list[str], Meta(description="Ten codes, each good once; shown this once")]
+    totp_enabled: Literal[True] = True
+
+
+class TotpDisable(In):
+    password: Password
+    code: Code
+
+
+class PasswordChange(In):
+    current_password: Password
+    new_password: NewPassword
+
+
+class SessionOut(Out):
+    id: str
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: Annotated[datetime, Meta(description="Its end if it is not used again")]
+    ip: str
+    user_agent: str
+    current: Annotated[bool, Meta(description="Whether this very call came in this session")]
+
+    @classmethod
+    def of(cls, row: Any, current: str | None) -> Self:
+        return cls(
+            id=row.id,
+            created_at=row.created_at,
+            last_used_at=row.last_used_at,
+            expires_at=row.expires_at,
+            ip=row.ip,
+            user_agent=row.user_agent,
+            current=row.id == current,
+        )
+
+
+class MeOut(Out):
+    """Who is calling; `scopes` are those of this credential."""
+
+    id: str
+    username: str
+    role: str
+    created_at: datetime
+    last_login_at: datetime | None
+    totp_enabled: bool
+    scopes: list[str]
+
+
+class ApiKeyCreate(In):
+    name: Line
+    scopes: Annotated[list[Scope], Meta(min_length=1, max_length=50)]
+    expires_at: Annotated[datetime, Meta(tz=True, description="Default: in 365 days")] | None = None
+    allowed_ips: (
+        Annotated[
+            list[Annotated[str, Meta(min_length=2, max_length=50)]],
+            Meta(min_length=1, max_length=50, description="Addresses and networks; from elsewhere the key is refused"),
+        ]
+        | None
+    ) = None
+    resources: (
+        Annotated[
+            list[Annotated[str, Meta(pattern=r"^app_[a-z2-7]{20,40}\Z")]],
+            Meta(min_length=1, max_length=200, description="The apps that the key may touch; others are 404 to it"),
+        ]
+        | None
+    ) = None
+
+
+class ApiKeyOut(Out):
+    id: str
+    name: str
+    prefix: str
+    suffix: str
+    scopes: list[str]
+    resources: list[str] | None
+    allowed_ips: list[str] | None
+    created_at: datetime
+    expires_at: datetime
+    last_used_at: datetime | None
+    last_used_ip: str | None
+
+    @classmethod
+    def of(cls, row: Any) -> "ApiKeyOut":
+        return ApiKeyOut(**{name: getattr(row, name) for name in ApiKeyOut.__struct_fields__})
+
+
+class ApiKeyCreated(ApiKeyOut):
+    key: Annotated[str, Meta(description="Sent as `Authorization: Bearer qzr_…`; shown this once")] = ""

@@ -1,0 +1,100 @@
+"""What a user's account is besides logging in: its sessions, and what an operator may do to it from the console."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.accounts import store
+from quazzar.accounts.authenticator import CHANNEL
+from quazzar.accounts.errors import SessionNotFound, UserNotFound
+from quazzar.accounts.login import open_secret, seal_secret
+from quazzar.accounts.policy import check_password
+from quazzar.accounts.process import Accounts
+from quazzar.core.auth import Principal, Realm
+from quazzar.core.crypto import Keyring
+from quazzar.core.db import notify
+from quazzar.core.passwords import Passwords
+from quazzar.core.records import audit
+
+
+class SessionService:
+    """The sessions of the caller; one per request."""
+
+    def __init__(self, session: AsyncSession, accounts: Accounts, principal: Principal) -> None:
+        self._session = session
+        self._accounts = accounts
+        self._realm = principal.realm
+        self._principal = principal
+
+    async def find(self) -> Sequence[Any]:
+        """The caller's live sessions, newest first."""
+        return await store.find_sessions(self._session, self._realm, self._principal.user_id)
+
+    async def end(self, session_id: str) -> None:
+        """End one of the caller's sessions; its tokens stop with the commit. Raises `SessionNotFound`."""
+        if not await store.end_session(self._session, self._realm, self._principal.user_id, session_id):
+            raise SessionNotFound
+        await self._accounts.authenticator.drop_with(self._session, session_id)
+        audit(self._session, "session.end", subject=session_id)
+
+    async def end_own(self) -> None:
+        """End the session that the call came in; one that has just been ended by another call is ended enough."""
+        session_id = self._principal.session_id or ""
+        if await store.end_session(self._session, self._realm, self._principal.user_id, session_id):
+            audit(self._session, "session.end", subject=session_id)
+        await self._accounts.authenticator.drop_with(self._session, session_id)
+
+
+class AccountService:
+    """An operator's way to accounts of one realm, from the console: no caller, and no running server needed."""
+
+    def __init__(self, session: AsyncSession, realm: Realm = "instance") -> None:
+        self._session = session
+        self._realm = realm
+
+    async def admin_names(self) -> Sequence[str]:
+        """What the admins of this realm log in as."""
+        return await store.find_admin_names(self._session, self._realm)
+
+    async def user_id(self, name: str) -> str:
+        """The id of who logs in as `name`: `reset_password` must run in that user's scope. Raises `UserNotFound`."""
+        user = await store.find_user(self._session, self._realm, name)
+        if user is None:
+            raise UserNotFound
+        return str(user.id)
+
+    async def reset_password(self, name: str, password: str, *, disable_totp: bool = False) -> None:
+        """Set the password of the user who logs in as `name`, end their sessions, and forget their second factor if
+        asked. Running servers hear of it. Raises `UserNotFound`, `PasswordRefused`.
+        """
+        user = await store.find_user(self._session, self._realm, name)
+        if user is None:
+            raise UserNotFound
+        check_password(password, field="password", own=(name,))
+        passwords = Passwords(at_once=1)
+        try:
+            new_hash = await passwords.hash(password)
+        finally:
+            passwords.close()
+        await store.replace_password(self._session, self._realm, user.id, new_hash)
+        await store.end_sessions(self._session, self._realm, user.id)
+        if disable_totp:
+            await store.replace_recovery_codes(self._session, user.id, [])
+            await store.update_user(
+                self._session, self._realm, user.id, totp_secret=None, totp_enabled_at=None, totp_last_step=None
+            )
+        await notify(self._session, CHANNEL, user.id)
+        audit(self._session, "user.reset_password", subject=user.id, after={"totp_disabled": disable_totp})
+
+
+async def reseal(session: AsyncSession, keyring: Keyring) -> int:
+    """Seal every second factor anew under the ring's current key; gives how many. Reads under any key of the ring.
+
+    Raises `SealBroken` when one can't be opened; nothing is changed then.
+    """
+    rows = await store.find_sealed(session)
+    for row in rows:
+        secret = open_secret(keyring, row.id, row.totp_secret)
+        await store.replace_sealed(session, row.id, seal_secret(keyring, row.id, secret))
+    return len(rows)

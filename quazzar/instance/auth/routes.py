@@ -1,0 +1,98 @@
+"""Auth endpoints of an instance: setup, login, who am I, and API keys, beside what both realms have."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from litestar import Controller, Request, Response
+from litestar.di import NamedDependency, Provide
+from litestar.params import FromPath, JSONBody
+from litestar.types import ControllerRouterHandler
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.accounts.api_keys import ApiKeyService
+from quazzar.accounts.login import LoginService
+from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
+from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut, MeOut, TokenPair, TotpRequired
+from quazzar.core.addresses import is_loopback
+from quazzar.core.auth import authenticated, principal_of, requires
+from quazzar.core.http import provide_session
+from quazzar.core.routing import delete, get, post
+from quazzar.instance.auth.schemas import Login, Setup, SetupOut
+from quazzar.instance.auth.service import SetupService
+
+
+def provide_setup(request: AnyRequest, session: NamedDependency[AsyncSession]) -> SetupService:
+    return SetupService(session, accounts_of(request))
+
+
+def provide_api_keys(request: AnyRequest, session: NamedDependency[AsyncSession]) -> ApiKeyService:
+    return ApiKeyService(session, accounts_of(request), principal_of(request))
+
+
+class AuthController(LoginController):
+    dependencies = {**LoginController.dependencies, "setups": Provide(provide_setup, sync_to_thread=False)}
+
+    @post("/setup", operation_id="SetUp", summary="Make the first user, an admin")
+    async def set_up(
+        self, request: AnyRequest, setups: NamedDependency[SetupService], data: JSONBody[Setup]
+    ) -> Response[SetupOut]:
+        """Once, at first boot; 409 `setup_done` for ever after. From the machine itself it needs nothing more; from any
+        other one the token that the first start printed, as `setup_token` or in `X-Setup-Token`
+        (403 `setup_token_required`).
+        """
+        header = request.headers.get("x-setup-token")
+        done = await setups.run(data, at_console=_is_at_console(request), header_token=header)
+        return Response(done, headers={"Location": "/api/auth/me"})
+
+    @post("/login", status_code=200, operation_id="Login", summary="Log in")
+    async def login(self, logins: NamedDependency[LoginService], data: JSONBody[Login]) -> TokenPair | TotpRequired:
+        """A token pair; with the second factor on, a temporary token for `totp/verify`. A wrong name and a wrong
+        password are the same 401.
+        """
+        return await logins.login(data.username, data.password)
+
+    @get("/me", guards=[authenticated()], operation_id="GetMe", summary="Show who is calling", sync_to_thread=False)
+    def get_me(self, request: AnyRequest) -> MeOut:
+        """`scopes` are those of the credential that the call came with."""
+        me: MeOut = principal_of(request).profile
+        return me
+
+
+class ApiKeyController(Controller):
+    path = "/auth/api-keys"
+    tags: Sequence[str] | None = ("Auth",)
+    dependencies = {
+        "session": Provide(provide_session),
+        "api_keys": Provide(provide_api_keys, sync_to_thread=False),
+    }
+
+    @post(guards=[requires("auth:write")], operation_id="CreateApiKey", summary="Make an API key")
+    async def create_api_key(
+        self, api_keys: NamedDependency[ApiKeyService], data: JSONBody[ApiKeyCreate]
+    ) -> Response[ApiKeyCreated]:
+        """The key is in this answer and never again. It can have no more scopes than the caller (403
+        `scope_exceeded`), and one that a key makes lives no longer than that key (403 `key_lifetime_exceeded`).
+        """
+        made = await api_keys.create(data)
+        return Response(made, headers={"Location": f"/api/auth/api-keys/{made.id}"})
+
+    @get(guards=[requires("auth:read")], operation_id="ListApiKeys", summary="List the own API keys")
+    async def list_api_keys(self, api_keys: NamedDependency[ApiKeyService]) -> list[ApiKeyOut]:
+        """Newest first, without the keys themselves; at most 50 are valid at once."""
+        return [ApiKeyOut.of(row) for row in await api_keys.find()]
+
+    @delete("/{key_id:str}", guards=[requires("auth:write")], operation_id="DeleteApiKey", summary="Revoke an API key")
+    async def delete_api_key(self, api_keys: NamedDependency[ApiKeyService], key_id: FromPath[str]) -> None:
+        """It stops at once."""
+        await api_keys.delete(key_id)
+
+
+def _is_at_console(request: Request[Any, Any, Any]) -> bool:
+    """Whether the caller sits at this machine: a loopback address, and no sign of a proxy that it came by."""
+    state = request.scope["state"]
+    peer = request.scope.get("client")
+    address = state.get("address", "")
+    return peer is not None and is_loopback(peer[0]) and is_loopback(address) and not state.get("forwarded", True)
+
+
+handlers: list[ControllerRouterHandler] = [AuthController, ApiKeyController]

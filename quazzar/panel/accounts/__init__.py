@@ -1,0 +1,1 @@
+"""Users of the panel: registration, login, profile."""

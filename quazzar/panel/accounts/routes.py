@@ -1,0 +1,64 @@
+"""Auth endpoints of the panel: register, login, who am I, and profile, beside what both realms have."""
+
+from litestar import Response
+from litestar.di import NamedDependency, Provide
+from litestar.params import JSONBody
+from litestar.types import ControllerRouterHandler
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.accounts.login import LoginService
+from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
+from quazzar.accounts.schemas import TokenPair, TotpRequired
+from quazzar.core.auth import account, authenticated, principal_of
+from quazzar.core.routing import get, post, put
+from quazzar.panel.accounts.schemas import PanelLogin, PanelMeOut, ProfileUpdate, Register, RegisterOut
+from quazzar.panel.accounts.service import ProfileService, RegistrationService
+
+
+def provide_registrations(request: AnyRequest, session: NamedDependency[AsyncSession]) -> RegistrationService:
+    return RegistrationService(session, accounts_of(request))
+
+
+def provide_profile(request: AnyRequest, session: NamedDependency[AsyncSession]) -> ProfileService:
+    return ProfileService(session, accounts_of(request), principal_of(request))
+
+
+class PanelAuthController(LoginController):
+    dependencies = {
+        **LoginController.dependencies,
+        "registrations": Provide(provide_registrations, sync_to_thread=False),
+        "profile": Provide(provide_profile, sync_to_thread=False),
+    }
+
+    @post("/register", operation_id="Register", summary="Make an account and an organization")
+    async def register(
+        self, request: AnyRequest, registrations: NamedDependency[RegistrationService], data: JSONBody[Register]
+    ) -> Response[RegisterOut]:
+        """Makes a tenant with its owner. An address that is in use gets the same answer, and nothing is made."""
+        done = await registrations.register(data)
+        return Response(done, headers={"Location": request.scope["path"].removesuffix("/register") + "/me"})
+
+    @post("/login", status_code=200, operation_id="Login", summary="Log in")
+    async def login(
+        self, logins: NamedDependency[LoginService], data: JSONBody[PanelLogin]
+    ) -> TokenPair | TotpRequired:
+        """A token pair; with the second factor on, a temporary token for `totp/verify`. An unknown address and a wrong
+        password are the same 401.
+        """
+        return await logins.login(data.email.lower(), data.password)
+
+    @get("/me", guards=[authenticated()], operation_id="GetMe", summary="Show who is calling", sync_to_thread=False)
+    def get_me(self, request: AnyRequest) -> PanelMeOut:
+        """The user, the tenant that this session works in, and the role and permissions there."""
+        me: PanelMeOut = principal_of(request).profile
+        return me
+
+    @put("/profile", guards=[account()], operation_id="UpdateProfile", summary="Change the own profile")
+    async def update_profile(
+        self, profile: NamedDependency[ProfileService], data: JSONBody[ProfileUpdate]
+    ) -> PanelMeOut:
+        """What is left out stays as it is."""
+        return await profile.update(data)
+
+
+handlers: list[ControllerRouterHandler] = [PanelAuthController]

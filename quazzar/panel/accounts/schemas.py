@@ -1,0 +1,89 @@
+"""What registration, login and profile of the panel take and give."""
+
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta
+
+from quazzar.accounts.schemas import NewPassword, Password
+from quazzar.accounts.store import Person
+from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
+from quazzar.panel.tenants.schemas import TenantOut
+
+# The common part of RFC 5321's mailboxes: no quoted local parts, no address literals, international domains as xn--.
+Email = Annotated[
+    str,
+    Meta(
+        min_length=3,
+        max_length=254,
+        pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+        r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)+\Z",
+        examples=["ada@example.com"],
+        extra=message("{label} must be a mail address such as ada@example.com"),
+    ),
+]
+TimezoneName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*\Z",
+        description="A name of the IANA time zone database",
+        examples=["Europe/Berlin"],
+    ),
+]
+
+
+class Register(In):
+    email: Email
+    password: NewPassword
+    name: Line
+    organization: Line
+
+
+class PanelLogin(In):
+    email: Annotated[str, Meta(min_length=1, max_length=254)]
+    password: Password
+
+
+class ProfileUpdate(In):
+    """What is left out stays as it is."""
+
+    name: Line | UnsetType = UNSET
+    timezone: TimezoneName | UnsetType = UNSET
+
+
+class PanelUserOut(Out):
+    id: str
+    email: str
+    name: str
+    timezone: str
+    created_at: datetime
+    last_login_at: datetime | None
+    totp_enabled: bool
+
+    @classmethod
+    def of(cls, person: Person) -> "PanelUserOut":
+        return cls(
+            id=person.id,
+            email=person.email or "",
+            name=person.name or "",
+            timezone=person.timezone,
+            created_at=person.created_at,
+            last_login_at=person.last_login_at,
+            totp_enabled=person.totp_enabled,
+        )
+
+
+class RegisterOut(Out):
+    user: PanelUserOut
+    tenant: TenantOut
+
+
+class PanelMeOut(Out):
+    """Who is calling, in which tenant, as what."""
+
+    user: PanelUserOut
+    tenant: TenantOut
+    role: str
+    permissions: list[str]

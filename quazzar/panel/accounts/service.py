@@ -1,0 +1,103 @@
+"""Registration and the own profile."""
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+from msgspec import structs
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.accounts import store
+from quazzar.accounts.policy import check_password
+from quazzar.accounts.process import Accounts
+from quazzar.core.auth import Principal
+from quazzar.core.db import set_scope
+from quazzar.core.errors import Invalid, Unauthorized
+from quazzar.core.ids import new_id
+from quazzar.core.records import SYSTEM, Caller, audit
+from quazzar.core.schema import given
+from quazzar.panel.accounts.schemas import PanelMeOut, PanelUserOut, ProfileUpdate, Register, RegisterOut
+from quazzar.panel.tenants.schemas import TenantOut
+from quazzar.panel.tenants.service import TenantService
+
+
+class RegistrationService:
+    """Makes users with a tenant of their own. The session is not touched before the password is hashed."""
+
+    def __init__(self, session: AsyncSession, accounts: Accounts) -> None:
+        self._session = session
+        self._accounts = accounts
+
+    async def register(self, data: Register) -> RegisterOut:
+        """Make a user and their tenant. For an address in use the answer is of the same form and nothing is made, so
+        that nobody learns from it who is registered here. Raises `PasswordRefused`.
+        """
+        email = data.email.lower()
+        await self._accounts.count_name("panel", email)
+        own_names = (email, email.partition("@")[0], data.name, data.organization)
+        check_password(data.password, field="password", own=own_names)
+        password_hash = await self._accounts.passwords.hash(data.password)
+        user_id, tenant_id = new_id("usr"), new_id("ten")
+        created_at = await store.add_user(
+            self._session, "panel", id=user_id, email=email, name=data.name, password_hash=password_hash
+        )
+        # A made-up tenant is harmless as a scope: there is nothing in it.
+        await set_scope(self._session, tenant=tenant_id, user=user_id)
+        now = datetime.now(UTC)
+        tenant = TenantOut(id=tenant_id, name=data.organization, created_at=created_at or now)
+        caller: Caller = self._session.info.get("caller", SYSTEM)
+        if created_at is not None:
+            tenant = await TenantService(self._session).create(tenant_id, data.organization, owner_id=user_id)
+            self._session.info["caller"] = structs.replace(caller, kind="user", id=user_id, tenant_id=tenant_id)
+            audit(self._session, "tenant.create", subject=tenant_id, after={"name": data.organization})
+        else:
+            audit(self._session, "user.register", outcome="refused")
+        user = PanelUserOut(
+            id=user_id,
+            email=email,
+            name=data.name,
+            timezone="UTC",
+            created_at=created_at or now,
+            last_login_at=None,
+            totp_enabled=False,
+        )
+        return RegisterOut(user=user, tenant=tenant)
+
+
+class ProfileService:
+    """The caller's own profile; one per request."""
+
+    def __init__(self, session: AsyncSession, accounts: Accounts, principal: Principal) -> None:
+        self._session = session
+        self._accounts = accounts
+        self._principal = principal
+
+    async def update(self, data: ProfileUpdate) -> PanelMeOut:
+        """Change what was sent; gives the whole profile. Raises `Invalid` for an unknown time zone."""
+        values = given(data)
+        if "timezone" in values and not is_timezone(values["timezone"]):
+            raise Invalid(details={"timezone": "There is no such time zone; it is written as in Europe/Berlin"})
+        user_id = self._principal.user_id
+        before = await store.get_person(self._session, "panel", user_id)
+        if before is None:
+            raise Unauthorized
+        if values:
+            await store.update_user(self._session, "panel", user_id, **values)
+            await self._accounts.authenticator.drop_with(self._session, user_id)
+            former = {name: getattr(before, name) for name in values}
+            audit(self._session, "user.update", subject=user_id, before=former, after=values)
+        after = structs.replace(before, **values)
+        me: PanelMeOut = self._principal.profile
+        return structs.replace(me, user=PanelUserOut.of(after))
+
+
+@lru_cache(1024)
+def is_timezone(name: str) -> bool:
+    """Whether this machine's time zone database has it; `UTC` always counts."""
+    if name == "UTC":
+        return True
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError):
+        return False
+    return True
