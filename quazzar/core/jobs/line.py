@@ -134,7 +134,7 @@ class WorkerLine:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(*LOST):
-                await connection.close(timeout=2)
+                await connection.close(timeout=1)
 
     def wake(self) -> None:
         """Make the library look for work, as if a notification had come."""

@@ -9,8 +9,10 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from quazzar.core.auth import Realm
 from quazzar.core.ids import new_id
-from quazzar.core.jobs.registry import JobKind, P, Realm
+from quazzar.core.jobs.registry import JobKind, P
+from quazzar.core.records import SYSTEM, Caller
 
 if TYPE_CHECKING:
     from pgqueuer.domain.settings import DBSettings
@@ -76,7 +78,7 @@ async def enqueue(
     session: AsyncSession,
     kind: JobKind[P],
     *,
-    realm: Realm = "instance",
+    realm: Realm | None = None,
     subject: str | None = None,
     actor: str | None = None,
     tenant_id: str | None = None,
@@ -85,23 +87,25 @@ async def enqueue(
 ) -> str:
     """Make a job in the transaction of `session` and give its id; it starts once that is committed.
 
-    `args` must be JSON and hold no secret: they are kept in the clear. `subject` is the id of what the job is about,
-    `actor` of who asked for it. Raises `TypeError` when the job's function does not take `args`.
+    `args` must be JSON and hold no secret: they are kept in the clear. `subject` is the id of what the job is about.
+    Realm, tenant and actor are those of the session's caller where they are not given. Raises `TypeError` when the
+    job's function does not take `args`.
     """
     kind.check(args)
+    caller: Caller = session.info.get("caller", SYSTEM)
     job_id = new_id("job")
     await session.execute(
         _INSERT,
         {
             "id": job_id,
-            "realm": realm,
-            "tenant_id": tenant_id,
+            "realm": realm if realm is not None else caller.realm,
+            "tenant_id": tenant_id if tenant_id is not None else caller.tenant_id,
             "kind": kind.kind,
             "subject": subject,
             "args": msgspec.json.encode(args).decode(),
             "max_attempts": kind.max_attempts,
             "cancellable": kind.cancellable,
-            "actor": actor,
+            "actor": actor if actor is not None else caller.id,
         },
     )
     await deliver(session, job_id, kind.kind, delay_seconds=delay_seconds)

@@ -3,13 +3,14 @@
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec
+
+from quazzar.core.auth import Realm
 
 if TYPE_CHECKING:
     from quazzar.core.jobs.run import JobRun
 
 P = ParamSpec("P")
-Realm = Literal["instance", "panel"]
 
 _KIND = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+\Z")
 _RESERVED = frozenset({"session", "kind", "realm", "subject", "actor", "tenant_id", "delay_seconds"})

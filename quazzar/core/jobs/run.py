@@ -1,14 +1,20 @@
 """What a job's function is given: its place in the world, and the ways to tell how far it is."""
 
 import asyncio
+import contextlib
 import re
 import threading
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from quazzar.core.auth import Realm
 from quazzar.core.logs import redact
+from quazzar.core.records import Caller
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from quazzar.core.db import Database
 
 T = TypeVar("T")
@@ -96,7 +102,7 @@ class JobRun:
         attempt: int,
         database: "Database",
         resources: Resources,
-        realm: str = "instance",
+        realm: Realm = "instance",
         subject: str | None = None,
         tenant_id: str | None = None,
         actor: str | None = None,
@@ -107,7 +113,7 @@ class JobRun:
         self.attempt = attempt
         self.database = database
         self.resources = resources
-        self.realm = realm
+        self.realm: Realm = realm
         self.subject = subject
         self.tenant_id = tenant_id
         self.actor = actor
@@ -122,6 +128,13 @@ class JobRun:
         self._lines: deque[tuple[int, str]] = deque(maxlen=KEPT_LINES)
         self._moved = False
         self._guard = threading.Lock()
+
+    @contextlib.asynccontextmanager
+    async def begin(self) -> "AsyncIterator[AsyncSession]":
+        """A transaction in the job's tenant, whose audit records and events name the job as their author."""
+        async with self.database.begin(tenant=self.tenant_id) as session:
+            session.info["caller"] = Caller(kind="job", id=self.job_id, realm=self.realm, tenant_id=self.tenant_id)
+            yield session
 
     def progress(self, fraction: float, step: str | None = None) -> None:
         """How much is done, 0 to 1, and what is being done now (left as it is when None)."""

@@ -226,22 +226,32 @@ class Worker:
             asyncio.create_task(self._keep(), name="jobs-leases"),
         ]
 
-    async def stop(self, grace_seconds: float = 20.0) -> None:
-        """Claim nothing more, let running jobs end for `grace_seconds`, then interrupt them and hand them back."""
+    def drain(self) -> None:
+        """Claim nothing more; what runs goes on until `stop`. For the moment at which the process begins to end."""
         self._stopping.set()
         if self._manager is not None:
             self._manager.shutdown.set()
+
+    async def stop(self, grace_seconds: float = 2.0) -> None:
+        """Claim nothing more, let running jobs end for `grace_seconds`, then interrupt them and hand them back.
+
+        An interrupted job has as long again to clean up; the whole takes no longer than 2.5 times `grace_seconds`,
+        and a second where the database does not answer.
+        """
+        self.drain()
         await self._wait_idle(grace_seconds)
         for active in list(self._active.values()):
             active.stop("shutdown")
-        await self._wait_idle(5.0)
-        self._line.stop_waiting()
+        await self._wait_idle(grace_seconds)
         if self._tasks:
             serving, keeping = self._tasks
             keeping.cancel()
-            await asyncio.wait({serving}, timeout=2.0)
+            # What has just ended is still being written down.
+            await asyncio.wait({serving}, timeout=max(0.2, grace_seconds / 2) if self._line.connected else 0.1)
+            self._line.stop_waiting()
             serving.cancel()
             await asyncio.gather(serving, keeping, return_exceptions=True)
+        self._line.stop_waiting()
         if self._line.connected:
             with contextlib.suppress(LineClosed, asyncpg.PostgresError):
                 await self._line.fetch(_RELEASE, [self.owner], [])
