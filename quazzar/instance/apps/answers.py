@@ -1,0 +1,294 @@
+"""Answers on apps that are more than a struct: the fast list, streams, and removals that are waited for."""
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast, get_args
+from urllib.parse import parse_qs
+
+import msgspec
+from litestar import Request, Response
+from litestar.datastructures import State
+from litestar.openapi.spec import Operation, Parameter, Reference, Schema
+from litestar.openapi.spec.enums import OpenAPIType
+
+from quazzar.core.auth import Principal, principal_of
+from quazzar.core.db import Database
+from quazzar.core.errors import BadRequest, Unavailable
+from quazzar.core.http import caller_of
+from quazzar.core.paging import DEFAULT_LIMIT, MOST, Page, page_of, paged
+from quazzar.core.sse import ServerEvent, server_events
+from quazzar.instance.apps import service
+from quazzar.instance.apps.errors import ServiceNotFound
+from quazzar.instance.apps.models import AppStatus
+from quazzar.instance.apps.runtimes.base import LogLine, Runtime, RuntimeFailure, RuntimeUnavailable, ServiceStats
+from quazzar.instance.apps.schemas import (
+    AppOut,
+    AppPlan,
+    AppRow,
+    AppStats,
+    AppSummary,
+    FullAppRow,
+    LogLineOut,
+    ServiceStatsOut,
+)
+
+AppRequest = Request[Any, Any, State]
+
+MOST_SEARCHED_LINES = 10_000
+STATS_SECONDS = 2.0
+_STATUSES = get_args(AppStatus)
+_APP_ID = r"app_[a-z2-7]{26}"
+_VISIBLE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,100}\Z")
+
+
+# --- the list: read by hand, because the framework's parameters cost more than the query --------------------------
+
+
+def _parameter(name: str, schema: Schema, description: str) -> Parameter:
+    return Parameter(name=name, param_in="query", schema=schema, description=description)
+
+
+@dataclass
+class ListOperation(Operation):
+    """Documents the query of the list."""
+
+    parameters: Sequence[Parameter | Reference] | None = field(  # type: ignore[assignment]
+        default_factory=lambda: [
+            _parameter(
+                "limit", Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=MOST, default=DEFAULT_LIMIT), "At most."
+            ),
+            _parameter(
+                "cursor", Schema(type=OpenAPIType.STRING, max_length=200), "From the `Link` of the page before."
+            ),
+            _parameter(
+                "status",
+                Schema(
+                    type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=list(_STATUSES)), max_items=20
+                ),
+                "Only apps of these statuses.",
+            ),
+            _parameter(
+                "template", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Only apps of this template."
+            ),
+            _parameter(
+                "q", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Part of the name or the template."
+            ),
+        ]
+    )
+
+
+_ALL: tuple[dict[str, Any], Page] = ({"statuses": [], "template": None, "q": None}, Page())
+
+
+def _list_query(request: AppRequest) -> tuple[dict[str, Any], Page]:
+    raw = request.scope["query_string"]
+    if not raw:
+        return _ALL
+    query = parse_qs(raw.decode("latin-1"), keep_blank_values=True, errors="replace")
+    problems: dict[str, str] = {}
+    limit = query.get("limit", [str(DEFAULT_LIMIT)])[-1]
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= MOST):
+        problems["limit"] = f"Limit must be between 1 and {MOST}"
+    statuses = [one for value in query.get("status", []) for one in value.split(",")]
+    if any(one not in _STATUSES for one in statuses):
+        problems["status"] = f"Status must be one of: {', '.join(_STATUSES)}"
+    texts: dict[str, str | None] = {}
+    for name in ("template", "q"):
+        texts[name] = query.get(name, [None])[-1]
+        value = texts[name]
+        if value is not None and _VISIBLE.match(value) is None:
+            problems[name] = f"{name.capitalize()} must be 1 to 100 characters without control characters"
+    if problems:
+        raise BadRequest("A parameter can't be read", details=problems)
+    page = page_of(int(limit), query.get("cursor", [None])[-1], key=_APP_ID)
+    words = texts["q"]
+    filters = {"statuses": statuses, "template": texts["template"], "q": words.lower() if words else None}
+    return filters, page
+
+
+def _id_of(row: AppRow) -> str:
+    return row.id
+
+
+def _itself(row: AppRow) -> AppRow:
+    return row
+
+
+async def list_answer(request: AppRequest) -> Response[list[AppSummary]]:
+    """All apps that the caller may see and that fit the query, newest first."""
+    filters, page = _list_query(request)
+    before = {"before": page.after} if page.after is not None else {}
+    rows = await service.list_apps(
+        request.app.state.database, principal_of(request), limit=page.fetch, **before, **filters
+    )
+    return cast("Response[list[AppSummary]]", paged(request, page, rows, _itself, _id_of))
+
+
+def full_answer(row: FullAppRow) -> Response[AppOut]:
+    return cast("Response[AppOut]", Response(row))
+
+
+def install_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
+    return cast("Response[AppOut | AppPlan]", Response(row, headers={"Location": f"/api/apps/{row.id}"}))
+
+
+def plan_answer(plan: AppPlan) -> Response[AppOut | AppPlan]:
+    return Response(plan, status_code=200)
+
+
+# --- removal -------------------------------------------------------------------------------------------------------
+
+
+async def uninstall_answer(request: AppRequest, app_id: str, *, keep_data: bool) -> Response[Any]:
+    """204 once the app is gone; the app on its way out when that takes longer than a request should."""
+    state = request.app.state
+    principal = principal_of(request)
+    database: Database = state.database
+    async with database.begin(user=principal.user_id) as session:
+        session.info["caller"] = caller_of(request)
+        apps = service.AppService(session, principal, keyring=state.keyring, settings=state.settings)
+        job_id = await apps.uninstall(app_id, keep_data=keep_data)
+    row = await service.wait_until_gone(database, app_id, job_id)
+    return Response(None, status_code=204) if row is None else Response(row, status_code=200)
+
+
+# --- logs ----------------------------------------------------------------------------------------------------------
+
+
+class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
+    tail: int = 200
+    since: datetime | None = None
+    until: datetime | None = None
+    service: str | None = None
+    q: str | None = None
+    timestamps: bool = True
+    follow: bool = False
+
+
+class _Untimed(msgspec.Struct):
+    service: str
+    stream: str
+    line: str
+
+
+async def logs_answer(request: AppRequest, app_id: str, query: LogQuery) -> Response[list[LogLineOut]]:
+    """The lines, or a stream of them. Raises `AppNotFound`, `ServiceNotFound`, `RuntimeUnavailable`."""
+    runtime: Runtime = request.app.state.runtime
+    principal = principal_of(request)
+    app = await service.read_app(request.app.state.database, principal, app_id)
+    if query.service is not None and query.service not in _service_names(app):
+        raise ServiceNotFound
+    lines = _lines(runtime, app_id, query)
+    show = _shown if query.timestamps else _untimed
+    if query.follow:
+        # The engine is asked once before the answer begins, so that a missing one is a 503 and not a broken stream.
+        await runtime.get(app_id)
+        return cast("Response[list[LogLineOut]]", server_events(request, _log_events(lines, show)))
+    try:
+        async with aclosing(lines):
+            found = deque([show(line) async for line in lines], maxlen=query.tail)
+    except RuntimeFailure as failure:
+        raise RuntimeUnavailable(failure.reason) from failure
+    return cast("Response[list[LogLineOut]]", Response(list(found)))
+
+
+def _service_names(app: FullAppRow) -> set[str]:
+    return {one["name"] for one in msgspec.json.decode(app.services)}
+
+
+async def _lines(runtime: Runtime, app_id: str, query: LogQuery) -> AsyncGenerator[LogLine, None]:
+    words = query.q.lower() if query.q is not None else None
+    lines = runtime.logs(
+        app_id,
+        services=[query.service] if query.service is not None else None,
+        # A search goes over more lines than it shows.
+        tail=query.tail if words is None else MOST_SEARCHED_LINES,
+        since=query.since,
+        until=query.until,
+        follow=query.follow,
+    )
+    async with aclosing(lines):
+        async for line in lines:
+            if words is None or words in line.line.lower():
+                yield line
+
+
+def _shown(line: LogLine) -> Any:
+    return LogLineOut(line.time, line.service, line.stream, line.line)
+
+
+def _untimed(line: LogLine) -> Any:
+    return _Untimed(line.service, line.stream, line.line)
+
+
+_ENGINE_GONE = {"error": "The container engine is gone", "code": "runtime_unavailable"}
+
+
+async def _log_events(lines: AsyncGenerator[LogLine, None], show: Any) -> AsyncIterator[ServerEvent]:
+    async with aclosing(lines):
+        try:
+            async for line in lines:
+                yield ServerEvent(event="line", data=show(line))
+        except (RuntimeUnavailable, RuntimeFailure):
+            yield ServerEvent(
+                event="error", data={"error": "The container engine is gone", "code": "runtime_unavailable"}
+            )
+
+
+# --- stats ---------------------------------------------------------------------------------------------------------
+
+
+async def stats_answer(request: AppRequest, app_id: str, *, follow: bool) -> Response[AppStats]:
+    """What the app uses now, or a stream of that. Raises `AppNotFound`, `RuntimeUnavailable`."""
+    runtime: Runtime = request.app.state.runtime
+    database: Database = request.app.state.database
+    principal = principal_of(request)
+    await service.require_app(database, principal, app_id)
+    first = await _stats(runtime, app_id)
+    if not follow:
+        return Response(first)
+    events = _stats_events(runtime, database, principal, app_id, first)
+    return cast("Response[AppStats]", server_events(request, events))
+
+
+async def _stats(runtime: Runtime, app_id: str) -> AppStats:
+    try:
+        return summed(await runtime.stats(app_id))
+    except RuntimeFailure as failure:
+        raise RuntimeUnavailable(failure.reason) from failure
+
+
+async def _stats_events(
+    runtime: Runtime, database: Database, principal: Principal, app_id: str, first: AppStats
+) -> AsyncIterator[ServerEvent]:
+    yield ServerEvent(event="stats", data=first)
+    while True:
+        await asyncio.sleep(STATS_SECONDS)
+        try:
+            await service.require_app(database, principal, app_id)
+            yield ServerEvent(event="stats", data=await _stats(runtime, app_id))
+        except Unavailable as error:
+            yield ServerEvent(event="error", data={"error": error.message, "code": error.code})
+            return
+
+
+def summed(services: Sequence[ServiceStats]) -> AppStats:
+    def total(name: str) -> Any:
+        return sum(getattr(one, name) for one in services)
+
+    return AppStats(
+        cpu_percent=round(total("cpu_percent"), 2),
+        memory_bytes=total("memory_bytes"),
+        memory_limit_bytes=total("memory_limit_bytes"),
+        network_rx_bytes=total("network_rx_bytes"),
+        network_tx_bytes=total("network_tx_bytes"),
+        disk_read_bytes=total("disk_read_bytes"),
+        disk_write_bytes=total("disk_write_bytes"),
+        pids=total("pids"),
+        services=[msgspec.convert(one, ServiceStatsOut, from_attributes=True) for one in services],
+    )

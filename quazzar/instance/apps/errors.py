@@ -1,0 +1,47 @@
+"""What can be wrong with a call on apps."""
+
+from quazzar.core.errors import Conflict, Invalid, NotFound
+
+
+class AppNotFound(NotFound):
+    code = "app_not_found"
+    message = "There is no such app"
+
+
+class ServiceNotFound(NotFound):
+    code = "service_not_found"
+    message = "This app has no such service"
+
+
+class AppNameTaken(Conflict):
+    code = "app_name_taken"
+    message = "An app of this name exists already"
+
+
+class AppBusy(Conflict):
+    """Another operation holds the app; its job tells how far it is."""
+
+    code = "app_busy"
+    message = "Another operation on this app is still running"
+
+
+class AppNotInstalled(Conflict):
+    code = "app_not_installed"
+    message = "This app was never installed whole; start it to install it again, or delete it"
+
+
+class PortTaken(Conflict):
+    code = "port_taken"
+    message = "A host port that this app asks for is in use"
+
+
+class UninstallFailed(Conflict):
+    code = "uninstall_failed"
+    message = "The app could not be removed"
+
+
+class TemplateUnknown(Invalid):
+    """An install names a template or a version that is not there; the body is at fault, not the path."""
+
+    code = "validation_failed"
+    message = "Validation failed"

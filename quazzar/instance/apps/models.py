@@ -1,0 +1,91 @@
+"""Tables of installed apps and of the host ports that they hold."""
+
+from datetime import datetime
+from typing import Any, Final, Literal, get_args
+
+from sqlalchemy import Boolean, CheckConstraint, DateTime, ForeignKey, Integer, LargeBinary, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from quazzar.core.db import Base
+
+AppStatus = Literal[
+    "installing",
+    "starting",
+    "running",
+    "unhealthy",
+    "stopping",
+    "stopped",
+    "restarting",
+    "updating",
+    "crashed",
+    "failed",
+    "uninstalling",
+]
+Desired = Literal["running", "stopped"]
+
+TRANSITIONAL: Final[tuple[AppStatus, ...]] = (
+    "installing",
+    "starting",
+    "stopping",
+    "restarting",
+    "updating",
+    "uninstalling",
+)
+"""States that a job holds: each has a deadline, and nothing but its job or the reaper may end it."""
+
+_STATUSES = ", ".join(f"'{status}'" for status in get_args(AppStatus))
+
+
+class App(Base):
+    """One installed app.
+
+    `definition` is the checked template as it was at install, so that an app outlives it. `config` is shown as it
+    stands, with a mask for each secret; their values are sealed in `secrets`. `services`, `ports`, `volumes` and
+    `urls` are the engine's last word in the form that answers show. `expected` tells the reconciler which services
+    there should be. `installed_at` is None until the first install has gone through: until then a failure takes
+    everything away again.
+    """
+
+    __tablename__ = "apps"
+    __table_args__ = (CheckConstraint(f"status IN ({_STATUSES})", name="status"),)
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    name: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    template: Mapped[str | None] = mapped_column(Text(collation="C"))
+    version: Mapped[str | None] = mapped_column(Text(collation="C"))
+    definition: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    config: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    secrets: Mapped[bytes | None] = mapped_column(LargeBinary)
+    resources: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    domain: Mapped[str | None] = mapped_column(Text(collation="C"))
+    status: Mapped[str] = mapped_column(Text(collation="C"))
+    status_reason: Mapped[str | None] = mapped_column(Text)
+    status_since: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    desired: Mapped[str] = mapped_column(Text(collation="C"), server_default=text("'running'"))
+    job_id: Mapped[str | None] = mapped_column(Text(collation="C"))
+    deadline_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    installed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    expected: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
+    services: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
+    ports: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
+    volumes: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
+    urls: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
+    update_available: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class AppPort(Base):
+    """A host port that an app holds, from its install to its end, whether the app runs or not.
+
+    `auto` ones were chosen by us and may be exchanged until the app is installed.
+    """
+
+    __tablename__ = "app_ports"
+
+    host_port: Mapped[int] = mapped_column(Integer, primary_key=True)
+    protocol: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    app_id: Mapped[str] = mapped_column(Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), index=True)
+    field: Mapped[str | None] = mapped_column(Text(collation="C"))
+    auto: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))

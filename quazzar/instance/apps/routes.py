@@ -1,0 +1,146 @@
+"""Apps over HTTP."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from litestar import Controller, Request, Response
+from litestar.datastructures import State
+from litestar.di import NamedDependency, Provide
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath, FromQuery, JSONBody
+from msgspec import Meta
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.core.auth import principal_of, requires
+from quazzar.core.routing import delete, get, post
+from quazzar.instance.apps.answers import (
+    ListOperation,
+    LogQuery,
+    full_answer,
+    install_answer,
+    list_answer,
+    logs_answer,
+    plan_answer,
+    stats_answer,
+    uninstall_answer,
+)
+from quazzar.instance.apps.schemas import AppCreate, AppOut, AppPlan, AppStats, AppSummary, LogLineOut
+from quazzar.instance.apps.service import AppService, read_app
+
+AppRequest = Request[Any, Any, State]
+AppId = FromPath[Annotated[str, Meta(description="Id of an app.", examples=["app_3k2m4v7q3n5t2ac6xk2m4v7q3n"])]]
+Flag = FromQuery[bool]
+
+
+async def provide_apps(request: AppRequest, session: NamedDependency[AsyncSession]) -> AppService:
+    state = request.app.state
+    return AppService(session, principal_of(request), keyring=state.keyring, settings=state.settings)
+
+
+class AppController(Controller):
+    path = "/apps"
+    tags = ("Apps",)
+    dependencies = {"apps": Provide(provide_apps)}
+
+    @get(guards=[requires("apps:read")], operation_id="ListApps", operation_class=ListOperation, summary="All apps")
+    async def list_apps(self, request: AppRequest) -> Response[list[AppSummary]]:
+        """Newest first. Statuses are the truth of the engine; a key that is bound to apps sees only those."""
+        return await list_answer(request)
+
+    @post(
+        guards=[requires("apps:deploy")],
+        operation_id="InstallApp",
+        summary="Install an app from a template",
+        responses={200: ResponseSpec(AppPlan, description="With `dry_run=true`: what would happen")},
+    )
+    async def install_app(
+        self, apps: NamedDependency[AppService], data: JSONBody[AppCreate], dry_run: Flag = False
+    ) -> Response[AppOut | AppPlan]:
+        """Answers at once with the status `installing`; the job of `job_id` does the work and tells its progress."""
+        return plan_answer(await apps.plan(data)) if dry_run else install_answer(await apps.create(data))
+
+    @get("/{app_id:str}", guards=[requires("apps:read")], operation_id="GetApp", summary="One app in full")
+    async def get_app(self, request: AppRequest, app_id: AppId) -> Response[AppOut]:
+        return full_answer(await read_app(request.app.state.database, principal_of(request), app_id))
+
+    @delete(
+        "/{app_id:str}",
+        guards=[requires("apps:write")],
+        operation_id="DeleteApp",
+        summary="Uninstall an app",
+        status_code=204,
+        responses={200: ResponseSpec(AppOut, description="Still being removed; the job of `job_id` goes on")},
+    )
+    async def delete_app(
+        self, request: AppRequest, app_id: AppId, keep_data: Flag = False, purge: Flag = False
+    ) -> Response[None]:
+        """Waits until the app is gone. Its volumes go too unless `keep_data` is true."""
+        return await uninstall_answer(request, app_id, keep_data=keep_data and not purge)
+
+    @post(
+        "/{app_id:str}/start",
+        guards=[requires("apps:operate")],
+        operation_id="StartApp",
+        summary="Start an app",
+        status_code=200,
+    )
+    async def start_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
+        """Nothing is done to an app that runs. One whose install failed is installed again."""
+        return full_answer(await apps.start(app_id))
+
+    @post(
+        "/{app_id:str}/stop",
+        guards=[requires("apps:operate")],
+        operation_id="StopApp",
+        summary="Stop an app",
+        status_code=200,
+    )
+    async def stop_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
+        """Nothing is done to an app that is stopped."""
+        return full_answer(await apps.stop(app_id))
+
+    @post(
+        "/{app_id:str}/restart",
+        guards=[requires("apps:operate")],
+        operation_id="RestartApp",
+        summary="Restart an app",
+        status_code=200,
+    )
+    async def restart_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
+        """Stops what runs and starts everything."""
+        return full_answer(await apps.restart(app_id))
+
+    @get("/{app_id:str}/logs", guards=[requires("apps:read")], operation_id="GetAppLogs", summary="What an app says")
+    async def get_app_logs(
+        self,
+        request: AppRequest,
+        app_id: AppId,
+        tail: FromQuery[Annotated[int, Meta(ge=0, le=10_000)]] = 200,
+        since: FromQuery[Annotated[datetime, Meta(tz=True)] | None] = None,
+        until: FromQuery[Annotated[datetime, Meta(tz=True)] | None] = None,
+        service: FromQuery[Annotated[str, Meta(min_length=1, max_length=63)] | None] = None,
+        q: FromQuery[Annotated[str, Meta(min_length=1, max_length=200)] | None] = None,
+        timestamps: Flag = True,
+        follow: Flag = False,
+    ) -> Response[list[LogLineOut]]:
+        """The last `tail` lines of all services (or of `service`) that hold `q`, in order of time; letter case does
+        not matter to `q`. Without `timestamps` the field `time` is left out. With `follow=true` server-sent events,
+        one for each line, until the caller leaves.
+        """
+        query = LogQuery(
+            tail=tail, since=since, until=until, service=service, q=q, timestamps=timestamps, follow=follow
+        )
+        return await logs_answer(request, app_id, query)
+
+    @get(
+        "/{app_id:str}/stats",
+        guards=[requires("apps:read")],
+        operation_id="GetAppStats",
+        summary="What an app uses now",
+    )
+    async def get_app_stats(self, request: AppRequest, app_id: AppId, follow: Flag = False) -> Response[AppStats]:
+        """Sums and one entry for each running service. With `follow=true` server-sent events, one every two seconds."""
+        return await stats_answer(request, app_id, follow=follow)
+
+
+handlers: list[type[Controller]] = [AppController]

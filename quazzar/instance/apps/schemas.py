@@ -1,0 +1,197 @@
+"""Bodies of apps, in and out."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from quazzar.core.schema import In, Name, Out, message
+from quazzar.instance.apps.models import AppStatus
+from quazzar.instance.apps.runtimes.base import Health, Stream
+
+MIB = 1024 * 1024
+
+ConfigValue = str | int | float | bool | None
+
+TemplateName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?\Z",
+        extra=message("{label} must be the slug or the id of a template"),
+        examples=["nextcloud"],
+    ),
+]
+Version = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*\Z",
+        extra=message("{label} must be a version such as 1.22.3"),
+        examples=["1.22.3"],
+    ),
+]
+HostName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=253,
+        pattern=r"^(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])\Z",
+        extra=message("{label} must be a host name such as cloud.example.com"),
+        examples=["cloud.example.com"],
+    ),
+]
+
+
+class ResourcesIn(In, kw_only=True):
+    """Limits of each service of the app, in place of those that the template names."""
+
+    memory_bytes: Annotated[int, Meta(ge=6 * MIB, le=2**50)] | None = None
+    cpus: Annotated[float, Meta(ge=0.01, le=1024)] | None = None
+    pids: Annotated[int, Meta(ge=1, le=4_194_304)] | None = None
+
+
+class AppCreate(In, kw_only=True):
+    """`config` holds values for the template's fields; those that are left out take their defaults."""
+
+    template: TemplateName
+    name: Annotated[Name, Meta(examples=["cloud"])]
+    config: dict[str, ConfigValue] = {}
+    version: Version | None = None
+    resources: ResourcesIn | None = None
+    domain: HostName | None = None
+
+
+class PortOut(Out, kw_only=True):
+    service: str
+    container_port: int
+    host_port: int
+    protocol: Literal["tcp", "udp"]
+
+
+class ServiceOut(Out, kw_only=True):
+    name: str
+    image: str
+    image_digest: str | None = None
+    status: Literal["missing", "created", "running", "paused", "restarting", "exited", "dead"]
+    health: Health = "none"
+    restarts: int = 0
+    exit_code: int | None = None
+    oom_killed: bool = False
+    started_at: datetime | None = None
+
+
+class VolumeOut(Out, kw_only=True):
+    name: str
+
+
+class ResourcesOut(Out, kw_only=True):
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+
+
+class AppSummary(Out):
+    """An app as it stands in the list. The order of the fields is the order of the columns of `store.LIST`."""
+
+    id: str
+    name: str
+    template: str | None
+    version: str | None
+    status: AppStatus
+    status_reason: str | None
+    status_since: datetime
+    created_at: datetime
+    job_id: str | None
+    ports: list[PortOut]
+    urls: list[str]
+    update_available: bool
+
+
+class AppOut(AppSummary):
+    """An app in full; secrets of `config` are masked."""
+
+    services: list[ServiceOut]
+    volumes: list[VolumeOut]
+    config: dict[str, ConfigValue]
+    resources: ResourcesOut
+    domain: str | None
+    updated_at: datetime
+
+
+class AppRow(msgspec.Struct):
+    """`AppSummary` as it is read: JSON columns pass through as they are."""
+
+    id: str
+    name: str
+    template: str | None
+    version: str | None
+    status: str
+    status_reason: str | None
+    status_since: datetime
+    created_at: datetime
+    job_id: str | None
+    ports: msgspec.Raw
+    urls: msgspec.Raw
+    update_available: bool
+
+
+class FullAppRow(AppRow):
+    """`AppOut` as it is read."""
+
+    services: msgspec.Raw
+    volumes: msgspec.Raw
+    config: msgspec.Raw
+    resources: msgspec.Raw
+    domain: str | None
+    updated_at: datetime
+
+
+class AppPlan(Out, kw_only=True):
+    """What an install would do. `refusals` maps a field to the reason why it would not be done."""
+
+    name: str
+    template: str
+    version: str | None
+    images: list[str]
+    services: list[str]
+    ports: list[PortOut]
+    volumes: list[VolumeOut]
+    memory_limit_bytes: int | None
+    refusals: dict[str, str]
+
+
+class LogLineOut(Out):
+    time: datetime
+    service: str
+    stream: Stream
+    line: str
+
+
+class ServiceStatsOut(Out, kw_only=True):
+    name: str
+    cpu_percent: float
+    memory_bytes: int
+    memory_limit_bytes: int
+    network_rx_bytes: int
+    network_tx_bytes: int
+    disk_read_bytes: int
+    disk_write_bytes: int
+    pids: int
+
+
+class AppStats(Out, kw_only=True):
+    """Sums over the running services; CPU is in percent of one core."""
+
+    cpu_percent: float
+    memory_bytes: int
+    memory_limit_bytes: int
+    network_rx_bytes: int
+    network_tx_bytes: int
+    disk_read_bytes: int
+    disk_write_bytes: int
+    pids: int
+    services: list[ServiceStatsOut]

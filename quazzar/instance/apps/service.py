@@ -1,0 +1,266 @@
+"""The rules of apps: what may be asked for when, and what is written down before a job does it."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.core.auth import Principal
+from quazzar.core.crypto import Keyring
+from quazzar.core.db import Database, unique_or
+from quazzar.core.errors import Forbidden, Invalid
+from quazzar.core.ids import new_id
+from quazzar.core.jobs import JobKind, enqueue, wait_for
+from quazzar.instance.apps import jobs, store
+from quazzar.instance.apps.building import Draft, draft_app, url_of
+from quazzar.instance.apps.errors import (
+    AppBusy,
+    AppNameTaken,
+    AppNotFound,
+    AppNotInstalled,
+    PortTaken,
+    UninstallFailed,
+)
+from quazzar.instance.apps.models import AppStatus, Desired
+from quazzar.instance.apps.schemas import AppCreate, AppPlan, AppRow, FullAppRow, PortOut, VolumeOut
+from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
+from quazzar.instance.templates.service import TemplateService
+from quazzar.settings import Settings
+
+_APP_ID = re.compile(r"app_[a-z2-7]{26}\Z")
+
+DELETE_WAIT_SECONDS = 20.0
+"""How long a DELETE waits for the app to be gone before it answers with the app on its way out."""
+
+
+class _Operation(msgspec.Struct, frozen=True):
+    """From which states an operation leads into which, and who does it."""
+
+    job: JobKind[Any]
+    to: AppStatus
+    of: tuple[AppStatus, ...]
+    done: tuple[AppStatus, ...]
+    desired: Desired
+    seconds: float
+
+
+_START: Final = _Operation(
+    jobs.start, "starting", ("stopped", "crashed", "failed"), ("running", "unhealthy"), "running", jobs.START_SECONDS
+)
+_STOP: Final = _Operation(
+    jobs.stop, "stopping", ("running", "unhealthy", "crashed", "failed"), ("stopped",), "stopped", jobs.STOP_SECONDS
+)
+_RESTART: Final = _Operation(
+    jobs.restart,
+    "restarting",
+    ("running", "unhealthy", "stopped", "crashed", "failed"),
+    (),
+    "running",
+    jobs.START_SECONDS,
+)
+_REINSTALL: Final = _Operation(jobs.install, "installing", ("failed",), (), "running", jobs.INSTALL_SECONDS)
+_REMOVABLE: Final[tuple[AppStatus, ...]] = ("running", "unhealthy", "stopped", "crashed", "failed")
+
+
+def visible(principal: Principal) -> list[str] | None:
+    """The ids of the apps that a bound key may see; None for a caller that may see all."""
+    return sorted(principal.resources) if principal.resources is not None else None
+
+
+async def read_app(database: Database, principal: Principal, app_id: str) -> FullAppRow:
+    """One app as it is shown. Raises `AppNotFound`, also for what a bound key may not see."""
+    row = await store.read_app(database, app_id, ids=visible(principal)) if _APP_ID.match(app_id) else None
+    if row is None:
+        raise AppNotFound
+    return row
+
+
+async def require_app(database: Database, principal: Principal, app_id: str) -> None:
+    """Raises `AppNotFound` as `read_app` does."""
+    if not _APP_ID.match(app_id) or not await store.has_app(database, app_id, ids=visible(principal)):
+        raise AppNotFound
+
+
+async def list_apps(
+    database: Database,
+    principal: Principal,
+    *,
+    limit: int,
+    before: str = store.NEWEST,
+    statuses: Sequence[str] = (),
+    template: str | None = None,
+    q: str | None = None,
+) -> list[AppRow]:
+    """The newest apps before the id `before` that fit all filters."""
+    ids = visible(principal)
+    if ids is None and not statuses and template is None and q is None:
+        return await store.list_apps(database, limit=limit, before=before)
+    return await store.find_apps(
+        database, limit=limit, before=before, ids=ids, statuses=statuses or None, template=template, q=q
+    )
+
+
+class AppService:
+    """Built per request from its session and actor."""
+
+    def __init__(self, session: AsyncSession, actor: Principal, *, keyring: Keyring, settings: Settings) -> None:
+        self.session = session
+        self.actor = actor
+        self.keyring = keyring
+        self.settings = settings
+
+    # --- install ---------------------------------------------------------------------------------------------------
+
+    async def create(self, data: AppCreate) -> FullAppRow:
+        """Write the app down and have it installed.
+
+        Raises `Invalid` with every field that fails, `AppNameTaken`, `PortTaken`.
+        """
+        draft = await self._draft(data)
+        async with unique_or(AppNameTaken(details={"name": f"The name {data.name} is taken"})):
+            await store.add_app(self.session, draft.row, seconds=jobs.INSTALL_SECONDS)
+        async with unique_or(PortTaken()):
+            await store.hold_ports(self.session, draft.held_ports)
+        await self._enqueue(jobs.install, draft.app_id)
+        return await self._show(draft.app_id)
+
+    async def plan(self, data: AppCreate) -> AppPlan:
+        """What `create` would do; nothing is made. Raises as `create` does for a body that does not validate."""
+        draft = await self._draft(data, refuse=False)
+        refusals = dict(draft.refusals)
+        if await store.find_name(self.session, data.name) is not None:
+            refusals["name"] = f"The name {data.name} is taken"
+        limits = [service.resources.memory_bytes for service in draft.spec.services]
+        return AppPlan(
+            name=data.name,
+            template=draft.template.slug,
+            version=draft.template.version,
+            images=sorted({service.image for service in draft.spec.services}),
+            services=[service.name for service in draft.spec.services],
+            ports=[msgspec.convert(port, PortOut) for port in draft.row["ports"]],
+            volumes=[VolumeOut(name=name) for name in draft.spec.volumes],
+            memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
+            refusals=refusals,
+        )
+
+    async def _draft(self, data: AppCreate, *, refuse: bool = True) -> Draft:
+        if self.actor.resources is not None:
+            raise Forbidden("This key is bound to certain apps and can't install others")
+        try:
+            template = await TemplateService(self.session).find(data.template, data.version)
+        except TemplateNotFound:
+            raise Invalid(details={"template": "There is no such template"}) from None
+        except TemplateVersionNotFound:
+            raise Invalid(details={"version": "The template has no such version"}) from None
+        await store.lock_ports(self.session)
+        held = await store.find_ports(self.session)
+        draft = draft_app(
+            template,
+            data,
+            app_id=new_id("app"),
+            keyring=self.keyring,
+            held=held,
+            reserved=frozenset({self.settings.server.port, self.settings.agent.port}),
+            url=url_of(self.settings),
+        )
+        if refuse and draft.refusals:
+            raise PortTaken(details=draft.refusals)
+        return draft
+
+    # --- operations ------------------------------------------------------------------------------------------------
+
+    async def start(self, app_id: str) -> FullAppRow:
+        """Have the app running. An app whose install failed is installed again. Raises `AppNotFound`, `AppBusy`."""
+        return await self._operate(app_id, _START)
+
+    async def stop(self, app_id: str) -> FullAppRow:
+        return await self._operate(app_id, _STOP)
+
+    async def restart(self, app_id: str) -> FullAppRow:
+        return await self._operate(app_id, _RESTART)
+
+    async def _operate(self, app_id: str, operation: _Operation) -> FullAppRow:
+        app = await self._state(app_id)
+        if app.status in operation.done:
+            return await self._show(app_id)
+        if app.installed_at is None and app.status == "failed":
+            if operation is _STOP:
+                raise AppNotInstalled
+            operation = _REINSTALL
+        moved = await store.move_app(
+            self.session,
+            app_id,
+            of=operation.of,
+            to=operation.to,
+            seconds=operation.seconds,
+            status_reason=None,
+            desired=operation.desired,
+        )
+        if not moved:
+            await self._refuse(app_id)
+        await self._enqueue(operation.job, app_id)
+        return await self._show(app_id)
+
+    async def uninstall(self, app_id: str, *, keep_data: bool) -> str:
+        """Begin to remove the app, and give the id of the job that does. Raises `AppNotFound`, `AppBusy`."""
+        await self._state(app_id)
+        moved = await store.move_app(
+            self.session,
+            app_id,
+            of=_REMOVABLE,
+            to="uninstalling",
+            seconds=jobs.UNINSTALL_SECONDS,
+            status_reason=None,
+            desired="stopped",
+        )
+        if not moved:
+            await self._refuse(app_id)
+        return await self._enqueue(jobs.uninstall, app_id, keep_data=keep_data)
+
+    async def _enqueue(self, kind: JobKind[Any], app_id: str, **args: Any) -> str:
+        job_id = await enqueue(
+            self.session,
+            kind,
+            subject=app_id,
+            app_id=app_id,
+            **args,
+        )
+        await store.set_job(self.session, app_id, job_id)
+        return job_id
+
+    async def _state(self, app_id: str) -> store.Standing:
+        ids = visible(self.actor)
+        known = _APP_ID.match(app_id) and (ids is None or app_id in ids)
+        app = await store.get_state(self.session, app_id) if known else None
+        if app is None:
+            raise AppNotFound
+        return app
+
+    async def _refuse(self, app_id: str) -> NoReturn:
+        """Another request was faster: say what it left."""
+        app = await store.get_state(self.session, app_id)
+        if app is None:
+            raise AppNotFound
+        raise AppBusy(f"The app is {app.status}; wait until that is done")
+
+    async def _show(self, app_id: str) -> FullAppRow:
+        row = await store.show_app(self.session, app_id)
+        if row is None:
+            raise AppNotFound
+        return row
+
+
+async def wait_until_gone(database: Database, app_id: str, job_id: str) -> FullAppRow | None:
+    """Wait for an uninstall; None once the app is gone, the app itself when that takes longer.
+
+    Raises `UninstallFailed` with the reason.
+    """
+    job = await wait_for(database, job_id, DELETE_WAIT_SECONDS)
+    row = await store.read_app(database, app_id)
+    if row is None:
+        return None
+    if job is not None and job.finished:
+        raise UninstallFailed(f"The app could not be removed: {row.status_reason or job.error}")
+    return row

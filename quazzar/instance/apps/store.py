@@ -1,0 +1,373 @@
+"""Every query on apps and their ports.
+
+Changes of status are compare-and-set: each names what it expects to find, and says whether it was there.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Integer, Text, bindparam, delete, func, insert, or_, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql import Select
+
+from quazzar.core.db import Database, Query
+from quazzar.instance.apps.models import TRANSITIONAL, App, AppPort, AppStatus
+from quazzar.instance.apps.schemas import AppRow, FullAppRow
+
+_SUMMARY = (
+    App.id,
+    App.name,
+    App.template,
+    App.version,
+    App.status,
+    App.status_reason,
+    App.status_since,
+    App.created_at,
+    App.job_id,
+    App.ports,
+    App.urls,
+    App.update_available,
+)
+_FULL = (*_SUMMARY, App.services, App.volumes, App.config, App.resources, App.domain, App.updated_at)
+
+_texts = ARRAY(Text)
+_ids = bindparam("ids", type_=_texts)
+_mine = or_(_ids.is_(None), App.id == func.any(_ids))
+
+NEWEST = "~"
+"""Greater than any id: where the list begins."""
+
+
+def _page(statement: Select[Any]) -> Select[Any]:
+    before = bindparam("before", type_=Text(collation="C"))
+    return statement.where(App.id < before).order_by(App.id.desc()).limit(bindparam("limit", type_=Integer))
+
+
+def _filtered() -> Select[Any]:
+    statuses = bindparam("statuses", type_=_texts)
+    template = bindparam("template", type_=Text)
+    words = bindparam("q", type_=Text)
+    return _page(
+        select(*_SUMMARY).where(
+            _mine,
+            or_(statuses.is_(None), App.status == func.any(statuses)),
+            or_(template.is_(None), App.template == template),
+            or_(
+                words.is_(None),
+                func.strpos(App.name, words) > 0,
+                func.strpos(func.coalesce(App.template, ""), words) > 0,
+            ),
+        )
+    )
+
+
+_LIST = Query(_page(select(*_SUMMARY)), AppRow, before=NEWEST)
+_LIST_FILTERED = Query(_filtered(), AppRow, before=NEWEST)
+_ONE = Query(select(*_FULL).where(App.id == bindparam("id", type_=Text), _mine), FullAppRow)
+_EXISTS = Query(select(App.id).where(App.id == bindparam("id", type_=Text), _mine), str)
+
+
+async def list_apps(database: Database, *, limit: int, before: str = NEWEST) -> list[AppRow]:
+    """The newest `limit` apps before the id `before`."""
+    return await _LIST.all(database, limit=limit, before=before)
+
+
+async def find_apps(
+    database: Database,
+    *,
+    limit: int,
+    before: str = NEWEST,
+    ids: Sequence[str] | None = None,
+    statuses: Sequence[str] | None = None,
+    template: str | None = None,
+    q: str | None = None,
+) -> list[AppRow]:
+    """As `list_apps`, of those that fit every filter that is given."""
+    return await _LIST_FILTERED.all(
+        database, limit=limit, before=before, ids=ids, statuses=statuses, template=template, q=q
+    )
+
+
+async def read_app(database: Database, app_id: str, *, ids: Sequence[str] | None = None) -> FullAppRow | None:
+    """One app as it is shown, or None when it is not there or not among `ids`."""
+    return await _ONE.one_or_none(database, id=app_id, ids=ids)
+
+
+async def has_app(database: Database, app_id: str, *, ids: Sequence[str] | None = None) -> bool:
+    return await _EXISTS.one_or_none(database, id=app_id, ids=ids) is not None
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What decides on an operation."""
+
+    id: str
+    name: str
+    status: AppStatus
+    installed_at: datetime | None
+    job_id: str | None
+
+
+async def get_state(session: AsyncSession, app_id: str) -> Standing | None:
+    row = (
+        await session.execute(
+            select(App.id, App.name, App.status, App.installed_at, App.job_id).where(App.id == app_id)
+        )
+    ).one_or_none()
+    return Standing(**row._asdict()) if row is not None else None
+
+
+async def show_app(session: AsyncSession, app_id: str) -> FullAppRow | None:
+    """As `read_app`, but within the caller's transaction."""
+    row = (await session.execute(_SHOW, {"id": app_id})).one_or_none()
+    if row is None:
+        return None
+    values: dict[str, Any] = row._asdict()
+    return FullAppRow(**values | {name: _raw(values[name]) for name in _JSON})
+
+
+_SHOW = select(*_FULL).where(App.id == bindparam("id", type_=Text))
+
+
+_JSON = frozenset({"ports", "urls", "services", "volumes", "config", "resources"})
+
+
+def _raw(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+async def add_app(session: AsyncSession, values: dict[str, Any], *, seconds: float) -> None:
+    """Insert a row whose operation has `seconds`; the unique index on the name decides who was first."""
+    await session.execute(insert(App).values(deadline_at=_deadline(seconds), **values))
+
+
+async def move_app(
+    session: AsyncSession,
+    app_id: str,
+    *,
+    of: Collection[str],
+    to: AppStatus,
+    seconds: float | None = None,
+    job_id: str | None = None,
+    **values: Any,
+) -> bool:
+    """Set the status to `to` if it is one of `of` (and the app is held by `job_id`, where given).
+
+    `seconds` sets the deadline from now. False when the app was not in such a state any more.
+    """
+    statement = (
+        update(App)
+        .where(App.id == app_id, App.status.in_(of))
+        .values(
+            status=to,
+            status_since=func.clock_timestamp(),
+            updated_at=func.clock_timestamp(),
+            deadline_at=_deadline(seconds),
+            **values,
+        )
+        .returning(App.id)
+    )
+    if job_id is not None:
+        statement = statement.where(App.job_id == job_id)
+    return (await session.execute(statement)).scalar_one_or_none() is not None
+
+
+def _deadline(seconds: float | None) -> Any:
+    return None if seconds is None else func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+async def set_job(session: AsyncSession, app_id: str, job_id: str) -> None:
+    await session.execute(update(App).where(App.id == app_id).values(job_id=job_id))
+
+
+async def change_app(session: AsyncSession, app_id: str, *, job_id: str, values: dict[str, Any]) -> None:
+    """Change columns of an app that is held by the job."""
+    await session.execute(
+        update(App).where(App.id == app_id, App.job_id == job_id).values(updated_at=func.clock_timestamp(), **values)
+    )
+
+
+async def set_reason(session: AsyncSession, app_id: str, *, job_id: str, status: str, reason: str | None) -> None:
+    """Say why an operation does not get on; changes nothing once the app is no longer held by the job."""
+    await session.execute(
+        update(App)
+        .where(App.id == app_id, App.job_id == job_id, App.status == status)
+        .values(status_reason=reason, updated_at=func.clock_timestamp())
+    )
+
+
+class Held(msgspec.Struct, frozen=True):
+    """An app in the hands of a job: all that its work needs. `seconds_left` counts to its deadline."""
+
+    id: str
+    name: str
+    definition: dict[str, Any]
+    config: dict[str, Any]
+    secrets: bytes | None
+    resources: dict[str, Any]
+    expected: list[Any]
+    installed_at: datetime | None
+    seconds_left: float
+
+
+async def claim_app(
+    session: AsyncSession, app_id: str, *, job_id: str, status: AppStatus, again: Collection[str], seconds: float
+) -> Held | None:
+    """Take an app for the job that its row names; None when another operation has it, or it is gone.
+
+    A job that is run again after it failed finds the app in one of the states `again` and takes it back into its own
+    with a new deadline of `seconds`; one that was interrupted keeps the deadline that it had.
+    """
+    await session.execute(
+        update(App)
+        .where(App.id == app_id, App.job_id == job_id, App.status.in_(again))
+        .values(
+            status=status,
+            status_reason=None,
+            status_since=func.clock_timestamp(),
+            updated_at=func.clock_timestamp(),
+            deadline_at=_deadline(seconds),
+        )
+    )
+    left = func.extract("epoch", App.deadline_at - func.clock_timestamp()).label("seconds_left")
+    row = (
+        await session.execute(
+            select(
+                App.id,
+                App.name,
+                App.definition,
+                App.config,
+                App.secrets,
+                App.resources,
+                App.expected,
+                App.installed_at,
+                left,
+            ).where(App.id == app_id, App.job_id == job_id, App.status == status)
+        )
+    ).one_or_none()
+    return Held(**row._asdict() | {"seconds_left": float(row.seconds_left)}) if row is not None else None
+
+
+async def delete_app(session: AsyncSession, app_id: str, *, job_id: str) -> bool:
+    """Forget an app that its uninstall has taken off the engine; its ports are free again."""
+    statement = (
+        delete(App).where(App.id == app_id, App.job_id == job_id, App.status == "uninstalling").returning(App.id)
+    )
+    return (await session.execute(statement)).scalar_one_or_none() is not None
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """An app as the reconciler knows it; `updated_at` is what its compare-and-set looks at."""
+
+    id: str
+    name: str
+    status: AppStatus
+    status_reason: str | None
+    updated_at: datetime
+    desired: Any
+    installed_at: datetime | None
+    job_id: str | None
+    deadline_at: datetime | None
+    expected: list[Any]
+    services: list[Any]
+    ports: list[Any]
+    volumes: list[Any]
+
+
+_WATCHED = tuple(getattr(App, name) for name in Watched.__struct_fields__)
+
+
+async def watch_apps(session: AsyncSession, ids: Sequence[str] | None = None) -> list[Watched]:
+    """All apps, or those of `ids` that are there."""
+    statement = select(*_WATCHED).order_by(App.id)
+    if ids is not None:
+        statement = statement.where(App.id.in_(ids))
+    return [Watched(*row) for row in await session.execute(statement)]
+
+
+async def record_truth(session: AsyncSession, app: Watched, values: dict[str, Any]) -> bool:
+    """Write what the engine says of `app`, unless anything has changed the row since it was read."""
+    statement = (
+        update(App)
+        .where(App.id == app.id, App.updated_at == app.updated_at, App.status == app.status)
+        .values(updated_at=func.clock_timestamp(), **values)
+        .returning(App.id)
+    )
+    return (await session.execute(statement)).scalar_one_or_none() is not None
+
+
+class Abandoned(msgspec.Struct, frozen=True):
+    """`job_status` is `missing` for a job that is gone, None where only the deadline has passed."""
+
+    id: str
+    status: AppStatus
+    job_id: str | None
+    job_status: str | None
+
+
+_ABANDONED = text(
+    """
+    SELECT apps.id, apps.status, apps.job_id,
+        CASE WHEN jobs.id IS NULL THEN 'missing' WHEN jobs.status NOT IN ('queued', 'running') THEN jobs.status END
+    FROM apps LEFT JOIN jobs ON jobs.id = apps.job_id
+    WHERE apps.status = ANY(:statuses) AND (
+        jobs.id IS NULL OR jobs.status NOT IN ('queued', 'running')
+        OR apps.deadline_at < clock_timestamp() - make_interval(secs => :grace))
+    """
+)
+
+DEADLINE_GRACE_SECONDS = 30.0
+"""A job ends itself at its deadline; only one that has no live worker is still there this much later."""
+
+
+async def find_abandoned(session: AsyncSession) -> list[Abandoned]:
+    """Apps in a transitional state that no job will end."""
+    rows = await session.execute(_ABANDONED, {"statuses": list(TRANSITIONAL), "grace": DEADLINE_GRACE_SECONDS})
+    return [Abandoned(*row) for row in rows]
+
+
+def now() -> Any:
+    """The time of the statement, for a value of `record_truth`."""
+    return func.clock_timestamp()
+
+
+async def find_name(session: AsyncSession, name: str) -> str | None:
+    """The id of the app that has `name`, if there is one."""
+    return (await session.execute(select(App.id).where(App.name == name))).scalar_one_or_none()
+
+
+class HeldPort(msgspec.Struct, frozen=True):
+    host_port: int
+    protocol: str
+    app_id: str
+    field: str | None
+    auto: bool
+
+
+_PORT = (AppPort.host_port, AppPort.protocol, AppPort.app_id, AppPort.field, AppPort.auto)
+
+
+async def find_ports(session: AsyncSession, app_id: str | None = None) -> list[HeldPort]:
+    """Host ports that apps hold: all, or those of one app."""
+    statement = select(*_PORT).order_by(AppPort.host_port, AppPort.protocol)
+    if app_id is not None:
+        statement = statement.where(AppPort.app_id == app_id)
+    return [HeldPort(*row) for row in await session.execute(statement)]
+
+
+async def hold_ports(session: AsyncSession, ports: Iterable[HeldPort]) -> None:
+    """Take host ports; the primary key decides who was first."""
+    rows = [{name: getattr(port, name) for name in HeldPort.__struct_fields__} for port in ports]
+    if rows:
+        await session.execute(insert(AppPort), rows)
+
+
+async def release_ports(session: AsyncSession, app_id: str) -> None:
+    await session.execute(delete(AppPort).where(AppPort.app_id == app_id))
+
+
+async def lock_ports(session: AsyncSession) -> None:
+    """One at a time picks free ports, so that two installs don't pick the same ones and one of them fails."""
+    await session.execute(text("SELECT pg_advisory_xact_lock(hashtext('app_ports'))"))

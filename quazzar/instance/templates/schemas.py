@@ -1,0 +1,88 @@
+"""Bodies of templates, in and out."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from quazzar.core.schema import In, Out
+from quazzar.instance.templates.fields import FieldType
+
+COMPOSE_BYTES = 1024 * 1024
+
+EXAMPLE = """\
+x-quazzar:
+  slug: hello
+  version: "1.0"
+  title: Hello
+  fields:
+    - {name: http_port, label: Port, type: port, default: auto}
+  web: {service: web, port: 80}
+services:
+  web:
+    image: nginx:1.27
+    ports: ["${http_port}:80"]
+"""
+
+
+class TemplateIn(In):
+    """A file of the Compose Specification with an `x-quazzar` block."""
+
+    compose: Annotated[str, Meta(min_length=1, max_length=COMPOSE_BYTES, examples=[EXAMPLE])]
+
+
+class FieldOut(Out, kw_only=True):
+    """What a form asks for. `default` of a port may be `auto`; `generated` is the length of a made-up value."""
+
+    name: str
+    label: str
+    type: FieldType
+    description: str
+    required: bool
+    default: str | int | float | bool | None
+    pattern: str | None
+    min: int | float | None
+    max: int | float | None
+    min_length: int | None
+    max_length: int | None
+    options: list[str]
+    secret: bool
+    generated: int | None
+
+
+class WebOut(Out, kw_only=True):
+    """What a domain points to."""
+
+    service: str
+    port: int
+
+
+class TemplateSummary(Out, kw_only=True):
+    """A template as it stands in the list: its default version."""
+
+    id: str
+    slug: str
+    version: str
+    title: str
+    description: str
+    category: str
+    icon: str | None
+    website: str | None
+    source: Literal["packaged", "own"]
+    fields: list[FieldOut]
+    services: list[str]
+    volumes: list[str]
+    web: WebOut | None
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class TemplateOut(TemplateSummary, kw_only=True):
+    """A template in full.
+
+    `versions` begins with the default one; `notes` say what is done otherwise than the file asks.
+    """
+
+    versions: list[str]
+    notes: list[str]
+    compose: str
