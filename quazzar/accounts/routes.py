@@ -24,7 +24,7 @@ from quazzar.accounts.schemas import (
 from quazzar.accounts.service import SessionService
 from quazzar.core.auth import account, principal_of
 from quazzar.core.errors import Forbidden
-from quazzar.core.http import caller_of, provide_session
+from quazzar.core.http import caller_of
 from quazzar.core.routing import delete, get, post
 from quazzar.core.schema import UNSET
 
@@ -51,7 +51,6 @@ class LoginController(Controller):
     path = "/auth"
     tags: Sequence[str] | None = ("Auth",)
     dependencies = {
-        "session": Provide(provide_session),
         "logins": Provide(provide_logins, sync_to_thread=False),
         "sessions": Provide(provide_sessions, sync_to_thread=False),
     }

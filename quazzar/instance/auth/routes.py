@@ -15,7 +15,6 @@ from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut, MeOut, TokenPair, TotpRequired
 from quazzar.core.addresses import is_loopback
 from quazzar.core.auth import authenticated, principal_of, requires
-from quazzar.core.http import provide_session
 from quazzar.core.routing import delete, get, post
 from quazzar.instance.auth.schemas import Login, Setup, SetupOut
 from quazzar.instance.auth.service import SetupService
@@ -62,7 +61,6 @@ class ApiKeyController(Controller):
     path = "/auth/api-keys"
     tags: Sequence[str] | None = ("Auth",)
     dependencies = {
-        "session": Provide(provide_session),
         "api_keys": Provide(provide_api_keys, sync_to_thread=False),
     }
 

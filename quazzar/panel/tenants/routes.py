@@ -9,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts.routes import AnyRequest
 from quazzar.core.auth import account, principal_of
-from quazzar.core.http import provide_session
 from quazzar.core.routing import get
 from quazzar.panel.tenants.schemas import OwnTenantOut
 from quazzar.panel.tenants.service import TenantService
@@ -23,7 +22,6 @@ class TenantController(Controller):
     path = "/tenants"
     tags: Sequence[str] | None = ("Tenants",)
     dependencies = {
-        "session": Provide(provide_session),
         "tenants": Provide(provide_tenants, sync_to_thread=False),
     }
 

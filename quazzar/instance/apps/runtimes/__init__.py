@@ -6,6 +6,8 @@ from quazzar.instance.apps.runtimes.base import Runtime
 from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
 from quazzar.instance.apps.runtimes.memory import MemoryConfig, MemoryRuntime
 
+__all__ = ["DockerConfig", "DockerRuntime", "MemoryConfig", "MemoryRuntime", "Runtime", "RuntimeConfig", "make_runtime"]
+
 RuntimeConfig = DockerConfig | MemoryConfig
 
 

@@ -1,0 +1,228 @@
+"""The one place of assembly: from settings to the ASGI application of a mode."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import psutil
+from litestar import Litestar, Router
+from litestar.datastructures import State
+from litestar.di import Provide
+
+from quazzar.accounts.process import Accounts
+from quazzar.core.auth import Realm
+from quazzar.core.crypto import Keyring
+from quazzar.core.db import Database
+from quazzar.core.envelope import exception_handlers
+from quazzar.core.gate import BodyRule, Gate, GateConfig
+from quazzar.core.http import JsonRequest, provide_session
+from quazzar.core.idempotency import Replay
+from quazzar.core.jobs import Resources, Worker
+from quazzar.core.openapi import build_document
+from quazzar.core.ratelimit import limiter_for, parse_bucket
+from quazzar.health.routes import handlers as health_handlers
+from quazzar.instance.apps.jobs import KEYRING, RUNTIME, SETTINGS
+from quazzar.instance.apps.reconciler import Reconciler
+from quazzar.instance.apps.routes import AppController
+from quazzar.instance.apps.runtimes import RuntimeConfig, make_runtime
+from quazzar.instance.apps.runtimes.docker import DockerConfig
+from quazzar.instance.apps.runtimes.memory import MemoryConfig
+from quazzar.instance.auth.routes import handlers as instance_account_handlers
+from quazzar.instance.templates.routes import TemplateController
+from quazzar.jobs.routes import handlers as job_handlers
+from quazzar.panel.accounts.routes import handlers as panel_account_handlers
+from quazzar.panel.tenants.routes import handlers as tenant_handlers
+from quazzar.panel.tenants.tenancy import PanelTenancy
+from quazzar.reference.routes import handlers as reference_handlers
+from quazzar.settings import Settings
+
+_AUTH_BYTES = 64 * 1024
+_STRICT = {
+    "instance": ("setup", "login", "refresh", "totp/verify"),
+    "panel": ("register", "login", "refresh", "totp/verify"),
+}
+_TRANSACTION = {"session": Provide(provide_session)}
+_COMPOSE = BodyRule(types=("application/json", "application/yaml"))
+
+
+def instance_router(prefix: str = "") -> Router:
+    """The Cloud OS API."""
+    return Router(
+        f"{prefix}/api",
+        dependencies=_TRANSACTION,
+        route_handlers=[
+            *health_handlers,
+            *reference_handlers,
+            *instance_account_handlers,
+            TemplateController,
+            AppController,
+            *job_handlers,
+        ],
+    )
+
+
+def panel_router(prefix: str = "") -> Router:
+    """The Control Panel API."""
+    return Router(
+        f"{prefix}/api",
+        dependencies=_TRANSACTION,
+        route_handlers=[
+            *health_handlers,
+            *reference_handlers,
+            *panel_account_handlers,
+            *tenant_handlers,
+            *job_handlers,
+        ],
+    )
+
+
+def realms_of(mode: Literal["instance", "panel", "all"]) -> dict[Realm, str]:
+    """The APIs of a mode, each with the prefix before `/api`."""
+    match mode:
+        case "instance":
+            return {"instance": ""}
+        case "panel":
+            return {"panel": ""}
+        case "all":
+            return {"instance": "", "panel": "/panel"}
+
+
+def api_document(realm: Realm) -> dict[str, Any]:
+    """The OpenAPI document of one API, as it is checked in."""
+    if realm == "instance":
+        return build_document(
+            instance_router(), title="Quazzar Cloud OS API", description="Runs on each server: apps and what they need."
+        )
+    return build_document(
+        panel_router(), title="Quazzar Control Panel API", description="The central plane for many servers and tenants."
+    )
+
+
+class Application:
+    """The app of one process. `asgi` is what the server calls; its lifespan starts and ends what works beside it."""
+
+    def __init__(self, settings: Settings, keyring: Keyring, database: Database) -> None:
+        self.settings = settings
+        self.database = database
+        modes = realms_of(settings.server.mode)
+        self.limiter = limiter_for(settings.rate_limit.storage.reveal(), postgres=database.small_pool)
+        self.accounts = Accounts(settings, keyring, database, self.limiter, tenancy=PanelTenancy())
+        resources = Resources()
+        resources[KEYRING] = keyring
+        resources[SETTINGS] = settings
+        self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
+        self._reconciler: Reconciler | None = None
+        if self._runtime is not None:
+            resources[RUNTIME] = self._runtime
+            self._reconciler = Reconciler(database, self._runtime)
+        identity = None if settings.database.url is not None else str(settings.server.data_dir)
+        self.worker = Worker(database, resources, identity=identity)
+        self.litestar = Litestar(
+            route_handlers=[
+                instance_router(prefix) if realm == "instance" else panel_router(prefix)
+                for realm, prefix in modes.items()
+            ],
+            request_class=JsonRequest,
+            exception_handlers={**exception_handlers, Replay: lambda _, replay: replay.response},
+            lifespan=[self._running],
+            openapi_config=None,
+            logging_config=None,
+            state=State(
+                {
+                    "settings": settings,
+                    "keyring": keyring,
+                    "database": database,
+                    "accounts": self.accounts,
+                    "runtime": self._runtime,
+                    "reconciler": self._reconciler,
+                    "worker": self.worker,
+                    "draining": False,
+                }
+            ),
+        )
+        self.asgi = Gate(self.litestar, gate_config(settings), self.accounts.authenticator, self.limiter)
+
+    @property
+    def limit_per_minute(self) -> int:
+        """The limit of this process's first API, for answers that are given before the gate."""
+        realm = next(iter(realms_of(self.settings.server.mode)))
+        return parse_bucket(realm, getattr(self.settings.rate_limit, realm)).amount
+
+    def drain(self) -> None:
+        """From now on the process says that it is not ready, and open streams end."""
+        self.litestar.state.draining = True
+
+    def lifespan(self) -> AbstractAsyncContextManager[None]:
+        """What the server runs around its own life; for tests that have no server."""
+        return self.litestar.lifespan()
+
+    @contextlib.asynccontextmanager
+    async def _running(self, _: Litestar) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.limiter.close)
+            if self._runtime is not None:
+                stack.push_async_callback(self._runtime.close)
+            await self.accounts.start()
+            stack.push_async_callback(self.accounts.stop)
+            await self.worker.start()
+            stack.push_async_callback(self.worker.stop)
+            if self._reconciler is not None:
+                await self._reconciler.start()
+                stack.push_async_callback(self._reconciler.stop)
+            yield
+
+
+def create_app(settings: Settings, *, keyring: Keyring, database: Database) -> Application:
+    """The application of `settings` on an open database; nothing is started before its lifespan begins."""
+    return Application(settings, keyring, database)
+
+
+def runtime_config(settings: Settings) -> RuntimeConfig:
+    match settings.runtime.driver:
+        case "docker" | "swarm":
+            return DockerConfig(host=settings.runtime.docker_url)
+        case "memory":
+            return MemoryConfig()
+
+
+def gate_config(settings: Settings) -> GateConfig:
+    strict = parse_bucket("auth", settings.rate_limit.auth)
+    auth_body = BodyRule(limit=_AUTH_BYTES)
+    bodies: dict[tuple[Realm, str], BodyRule] = {
+        ("instance", "/api/templates"): _COMPOSE,
+        ("instance", "/api/templates/{id}"): _COMPOSE,
+    }
+    realms: tuple[Realm, ...] = ("instance", "panel")
+    for realm in realms:
+        for name in (*_STRICT[realm], "totp/enable", "totp/disable", "change-password"):
+            bodies[realm, f"/api/auth/{name}"] = auth_body
+    return GateConfig(
+        mode=settings.server.mode,
+        limits={
+            "instance": parse_bucket("instance", settings.rate_limit.instance),
+            "panel": parse_bucket("panel", settings.rate_limit.panel),
+        },
+        strict={(realm, f"/api/auth/{name}"): strict for realm in realms for name in _STRICT[realm]},
+        allowed_hosts=allowed_hosts(settings),
+        trusted_proxies=tuple(str(network) for network in settings.server.trusted_proxies),
+        cors_origins=frozenset(settings.server.cors_origins),
+        bodies=bodies,
+    )
+
+
+def allowed_hosts(settings: Settings) -> tuple[str, ...]:
+    """Loopback names, this machine's name and addresses, the public URL's host, and what the setting adds."""
+    names = {"localhost", "127.0.0.1", "[::1]", socket.gethostname().lower()}
+    for addresses in psutil.net_if_addrs().values():
+        for entry in addresses:
+            address = entry.address.partition("%")[0]
+            if entry.family == socket.AF_INET:
+                names.add(address)
+            elif entry.family == socket.AF_INET6:
+                names.add(f"[{address}]")
+    if settings.server.public_url is not None and (host := urlsplit(settings.server.public_url).hostname):
+        names.add(f"[{host}]" if ":" in host else host)
+    return (*sorted(names), *settings.server.allowed_hosts)

@@ -1,0 +1,285 @@
+"""What a service has in its file system: named volumes, tmpfs, and files with inline content."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from quazzar.instance.apps.spec import FileSpec, MountSpec, TmpfsSpec
+from quazzar.instance.templates.interpolation import split_parts
+from quazzar.instance.templates.names import mount_target
+from quazzar.instance.templates.quantities import size_bytes, whole_number
+from quazzar.instance.templates.reader import Opaque, Reader, last
+from quazzar.instance.templates.refusals import SOCKETS
+from quazzar.instance.templates.yaml_nodes import Mapping as MappingNode
+from quazzar.instance.templates.yaml_nodes import Node, Scalar
+
+VOLUME_KEYS = ("type", "source", "target", "read_only", "volume", "tmpfs")
+FILE_KEYS = ("source", "target", "uid", "gid", "mode")
+MAX_FILE = 512 << 10
+"""Bytes of one file's content."""
+
+_HOST_PATH = re.compile(r"[./~\\]|[A-Za-z]:|.*[/\\]", re.DOTALL)
+_ENGINE_DEFAULTS = {"rw", "noexec", "nosuid", "nodev", "mode=1777", "mode=01777"}
+_SCRIPT_FOLDER = "/docker-entrypoint-initdb.d/"
+_SCRIPT_NAMES = (".sh", ".bash", ".sql")
+
+
+class Mounts:
+    """Collects the mounts of one service and refuses two at one place."""
+
+    def __init__(self, reader: Reader, volumes: frozenset[str]) -> None:
+        self.reader = reader
+        self.declared = volumes
+        self.volumes: list[MountSpec] = []
+        self.tmpfs: list[TmpfsSpec] = []
+        self.files: list[FileSpec] = []
+        self._targets: dict[str, str] = {}
+
+    def take(self, node: Node, path: str, target: str) -> bool:
+        """Whether `target` was free; nothing is mounted twice."""
+        if target in self._targets:
+            said = f"{last(path)}: the target is already used by {self._targets[target]}"
+            self.reader.problem(path, node.line, said, at=node)
+            return False
+        self._targets[target] = path
+        return True
+
+    # volumes
+
+    def add_volumes(self, node: Node, path: str) -> None:
+        for item, where in self.reader.sequence(node, path):
+            if isinstance(item, Scalar):
+                self._short(item, where)
+            else:
+                self._long(item, where)
+
+    def _short(self, node: Scalar, path: str) -> None:
+        if not isinstance(node.value, str):
+            self.reader.expected(node, path, "a string such as data:/data, or a mapping")
+            return
+        parts = self.reader.parts(node, path, node.value)
+        if parts is None:
+            return
+        texts = [self.reader.filled(node, path, piece) for piece in split_parts(parts, ":")]
+        if None in texts:
+            return
+        source, *rest = [text or "" for text in texts]
+        if self._from_host(node, path, source):
+            return
+        if not rest or len(rest) > 2:
+            self.reader.expected(node, path, "a named volume and a path, such as data:/data")
+            return
+        self._volume(node, path, source, rest[0], read_only=len(rest) == 2 and self._read_only(node, path, rest[1]))
+
+    def _read_only(self, node: Node, path: str, options: str) -> bool:
+        words = [] if isinstance(options, Opaque) else options.split(",")
+        for word in words:
+            if word not in {"ro", "rw"}:
+                self.reader.problem(path, node.line, "Of the options of a volume only ro and rw are taken", at=node)
+        return "ro" in words
+
+    def _from_host(self, node: Node, path: str, source: str) -> bool:
+        """Refuses the host's paths, and a target without a volume's name."""
+        if isinstance(source, Opaque) or not _HOST_PATH.match(source):
+            return False
+        if any(name in source for name in SOCKETS):
+            said = "the engine's socket is refused: who has it has the host"
+        elif source.startswith("/") and isinstance(node, Scalar) and ":" not in str(node.value):
+            said = "a volume without a name is refused: it would be lost; write name:/path and declare the name"
+        else:
+            said = "bind mounts are refused: an app sees no folder of the host; use a named volume"
+        self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
+        return True
+
+    def _long(self, node: Node, path: str) -> None:
+        if not isinstance(node, MappingNode):
+            self.reader.expected(node, path, "a string such as data:/data, or a mapping")
+            return
+        bind = node.entries.get("type")
+        if bind is not None and isinstance(bind.node, Scalar) and bind.node.value not in {"volume", "tmpfs"}:
+            self._refused_type(bind.node, f"{path}.type", bind.line)
+            return
+        found = self.reader.entries(node, path, VOLUME_KEYS)
+        if "type" not in found or "target" not in found:
+            for key in ("type", "target"):
+                if key not in found:
+                    self.reader.problem(f"{path}.{key}", node.line, f"{key} is required", "missing")
+            return
+        kind = self.reader.choice(found["type"], f"{path}.type", ("volume", "tmpfs"))
+        target = self.reader.string(found["target"], f"{path}.target")
+        read_only = "read_only" in found and self.reader.boolean(found["read_only"], f"{path}.read_only")
+        if kind is None or target is None:
+            return
+        misplaced = "tmpfs" if kind == "volume" else "volume"
+        for key in (misplaced, *(("source", "read_only") if kind == "tmpfs" else ())):
+            if key in found:
+                self.reader.problem(f"{path}.{key}", found[key].line, f"{key} means nothing for the type {kind}")
+        if kind == "tmpfs":
+            self._long_tmpfs(found, path, target)
+            return
+        self._volume_options(found.get("volume"), f"{path}.volume")
+        source = self.reader.string(found["source"], f"{path}.source") if "source" in found else ""
+        if source is not None and not self._from_host(found.get("source", node), f"{path}.source", source):
+            self._volume(node, path, source, target, read_only=read_only)
+
+    def _refused_type(self, node: Scalar, path: str, line: int) -> None:
+        if node.value == "bind":
+            said = "bind mounts are refused: an app sees no folder of the host; use a named volume"
+        else:
+            said = "type must be one of: volume, tmpfs"
+        self.reader.problem(path, line, said, "refused", at=node)
+
+    def _volume_options(self, node: Node | None, path: str) -> None:
+        if node is None:
+            return
+        for key, value in self.reader.entries(node, path, ("nocopy",)).items():
+            if self.reader.boolean(value, f"{path}.{key}"):
+                said = "nocopy is not supported: a new volume begins with what the image has there"
+                self.reader.problem(f"{path}.{key}", value.line, said, "unsupported")
+
+    def _volume(self, node: Node, path: str, source: str, target: str, *, read_only: bool) -> None:
+        path_known = self._target(node, path, target)
+        if isinstance(source, Opaque):
+            return
+        if source not in self.declared:
+            what = "a volume needs a name" if not source else "the volume is not declared under volumes"
+            self.reader.problem(path, node.line, f"{last(path)}: {what}", "unknown", at=node)
+        elif path_known is not None and self.take(node, path, path_known):
+            self.volumes.append(MountSpec(volume=source, target=path_known, read_only=read_only))
+
+    def _target(self, node: Node, path: str, target: str) -> str | None:
+        if isinstance(target, Opaque):
+            return None
+        try:
+            return mount_target(target)
+        except ValueError as error:
+            self.reader.problem(path, node.line, f"{last(path)}: the target {error}", at=node)
+            return None
+
+    # tmpfs
+
+    def add_tmpfs(self, node: Node, path: str) -> None:
+        if isinstance(node, Scalar):
+            self._tmpfs(node, path)
+            return
+        for item, where in self.reader.sequence(node, path, "a path or a list of paths"):
+            self._tmpfs(item, where)
+
+    def _tmpfs(self, node: Node, path: str) -> None:
+        text = self.reader.string(node, path)
+        if text is None or isinstance(text, Opaque):
+            return
+        target, _, options = text.partition(":")
+        size: int | None = None
+        for option in filter(None, options.split(",")):
+            if option.startswith("size="):
+                size = self._size(node, path, option.removeprefix("size="))
+            elif option not in _ENGINE_DEFAULTS:
+                self.reader.problem(path, node.line, "Of the options of a tmpfs only size is taken", at=node)
+        self._add_tmpfs(node, path, target, size)
+
+    def _size(self, node: Node, path: str, text: str) -> int | None:
+        try:
+            return size_bytes(text)
+        except ValueError as error:
+            self.reader.problem(path, node.line, f"size {error}", at=node)
+            return None
+
+    def _long_tmpfs(self, found: Mapping[str, Node], path: str, target: str) -> None:
+        options = self.reader.entries(found["tmpfs"], f"{path}.tmpfs", ("size", "mode")) if "tmpfs" in found else {}
+        size: int | None = None
+        if "size" in options:
+            fallback: int | None = None
+            size = self.reader.parsed(
+                options["size"], f"{path}.tmpfs.size", _optional(size_bytes), fallback, loose=True
+            )
+        if "mode" in options:
+            mode = self.reader.parsed(options["mode"], f"{path}.tmpfs.mode", str, "", loose=True)
+            if mode not in {"", "1777", "01777", str(0o1777)}:
+                said = "mode is not supported: a tmpfs has the mode 1777"
+                self.reader.problem(f"{path}.tmpfs.mode", options["mode"].line, said, "unsupported")
+        self._add_tmpfs(found["target"], f"{path}.target", target, size)
+
+    def _add_tmpfs(self, node: Node, path: str, target: str, size: int | None) -> None:
+        place = self._target(node, path, target)
+        if place is not None and self.take(node, path, place):
+            self.tmpfs.append(TmpfsSpec(target=place, size_bytes=size))
+
+    # configs and secrets
+
+    def add_files(self, node: Node, path: str, declared: Mapping[str, Node], *, folder: str) -> None:
+        """`declared` maps a name to its content; a target without a slash at its beginning lies in `folder`."""
+        for item, where in self.reader.sequence(node, path):
+            found = {"source": item} if isinstance(item, Scalar) else self.reader.entries(item, where, FILE_KEYS)
+            if "source" not in found:
+                if isinstance(item, MappingNode):
+                    self.reader.problem(f"{where}.source", item.line, "source is required", "missing")
+                continue
+            source = self.reader.string(found["source"], where)
+            if source is None or isinstance(source, Opaque):
+                continue
+            if source not in declared:
+                said = f"{last(where)} is not declared under {path.rpartition('.')[2]}"
+                self.reader.problem(where, item.line, said, "unknown", at=found["source"])
+                continue
+            self._file(found, where, source, declared[source], folder)
+
+    def _file(self, found: Mapping[str, Node], path: str, source: str, content: Node, folder: str) -> None:
+        line_node = found["source"]
+        target: str | None = folder + source
+        if "target" in found:
+            target = self.reader.string(found["target"], f"{path}.target")
+            if target is not None and not isinstance(target, Opaque) and not target.startswith("/"):
+                target = folder + target
+        place = None if target is None else self._target(found.get("target", line_node), path, target)
+        owner = {
+            key: self.reader.parsed(found[key], f"{path}.{key}", _user_id, 0, loose=True)
+            for key in ("uid", "gid")
+            if key in found
+        }
+        mode = self._mode(found["mode"], f"{path}.mode") if "mode" in found else 0o444
+        text = self._content(content, path, place or "")
+        if place is None or text is None or not self.take(line_node, path, place):
+            return
+        self.files.append(
+            FileSpec(target=place, content=text, mode=mode, uid=owner.get("uid", 0), gid=owner.get("gid", 0))
+        )
+
+    def _mode(self, node: Node, path: str) -> int:
+        """A number is what YAML made of it (0440 is octal there), a string is octal."""
+        if isinstance(node, Scalar) and isinstance(node.value, int) and not isinstance(node.value, bool):
+            mode = node.value
+        else:
+            mode = self.reader.parsed(node, path, _octal, 0o444)
+        if not 0 <= mode <= 0o777:
+            self.reader.expected(node, path, "a mode such as 0440")
+            return 0o444
+        return mode
+
+    def _content(self, node: Node, path: str, place: str) -> str | None:
+        if not isinstance(node, Scalar) or not isinstance(node.value, str):
+            return None  # was reported where it is declared
+        content = node.value
+        parts = self.reader.parts(node, path, content)
+        if parts is None:
+            return None
+        if content.startswith("#!") or place.startswith(_SCRIPT_FOLDER) or place.endswith(_SCRIPT_NAMES):
+            self.reader.inert(node, path, parts)
+        text = self.reader.filled(node, path, parts)
+        if text is not None and len(text.encode()) > MAX_FILE:
+            self.reader.problem(path, node.line, f"{last(path)} is larger than 512 KiB", "too_large", at=node)
+            return None
+        return text
+
+
+def _optional(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    return parse
+
+
+def _user_id(text: str) -> int:
+    return whole_number(text, 0, 2**31 - 1)
+
+
+def _octal(text: str) -> int:
+    if not re.fullmatch(r"0?o?[0-7]{1,4}", text):
+        raise ValueError("must be a mode such as 0440")
+    return int(text.removeprefix("0").removeprefix("o") or "0", 8)

@@ -1,0 +1,56 @@
+"""A template as it is stored: checked, in Compose's own shape, with its `${name}`s not filled in yet."""
+
+from typing import Any
+
+import msgspec
+
+from quazzar.instance.templates.fields import Field
+
+
+class Web(msgspec.Struct, frozen=True, kw_only=True):
+    """What a domain points to."""
+
+    service: str
+    port: int
+
+
+class Hook(msgspec.Struct, frozen=True, kw_only=True):
+    """A command that runs in the service's own container, as its user, never on the host and never through a shell."""
+
+    service: str
+    command: tuple[str, ...]
+    """With `${name}`s; `rendering.render_hook` fills them in."""
+
+
+class Backup(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup of the app takes, and what runs before and after it."""
+
+    volumes: tuple[str, ...] = ()
+    before: Hook | None = None
+    after: Hook | None = None
+
+
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """Checked when it was made, stored as JSON; `services` to `secrets` are Compose with anchors and merges resolved.
+
+    Ports are in their long form, and those that the file leaves to the engine have a field of their own (`auto`).
+    `notes` are sentences on what the file says and this platform does in another way. `trusted` is the admin's mark.
+    """
+
+    slug: str
+    version: str
+    title: str
+    description: str = ""
+    category: str = ""
+    icon: str | None = None
+    website: str | None = None
+    fields: tuple[Field, ...] = ()
+    web: Web | None = None
+    backup: Backup = Backup()
+    services: dict[str, dict[str, Any]]
+    volumes: tuple[str, ...] = ()
+    networks: dict[str, dict[str, Any]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    secrets: dict[str, dict[str, Any]] = {}
+    trusted: bool = False
+    notes: tuple[str, ...] = ()
