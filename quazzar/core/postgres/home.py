@@ -124,9 +124,10 @@ class Home:
         self._user = server_user()
         with explained(self._data_dir):
             mode = 0o711 if self._user.drop else 0o700
-            if not self._data_dir.is_dir():
-                self._data_dir.mkdir(parents=True)
-                self._data_dir.chmod(mode)
+            self._data_dir.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self._data_dir.mkdir()
+                self._data_dir.chmod(mode)  # not that of a folder that was there: it is its owner's
             self._own_folder(self.path, mode)
             self._take_lock()
             if self._user.drop and sys.platform == "linux" and not may_enter(self.path, self._user):

@@ -29,11 +29,11 @@ async def ensure_roles(connection: "asyncpg.Connection[Any]") -> None:
             await connection.execute(
                 f"{verb} ROLE {role} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS"
             )
+    if await connection.fetchval("SELECT pg_has_role($1, $2, 'MEMBER')", APP_ROLE, OWNER_ROLE):
+        await connection.execute(f"REVOKE {OWNER_ROLE} FROM {APP_ROLE}")
     if not await connection.fetchval("SELECT pg_has_role($1, $2, 'MEMBER')", OWNER_ROLE, APP_ROLE):
         # So that the owner can check, under the app's role, what it granted.
         await connection.execute(f"GRANT {APP_ROLE} TO {OWNER_ROLE} WITH INHERIT FALSE, SET TRUE")
-    if await connection.fetchval("SELECT pg_has_role($1, $2, 'MEMBER')", APP_ROLE, OWNER_ROLE):
-        await connection.execute(f"REVOKE {OWNER_ROLE} FROM {APP_ROLE}")
     owner = await connection.fetchval("SELECT datdba::regrole::text FROM pg_database WHERE datname = $1", DATABASE)
     if owner is None:
         await connection.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER_ROLE}")

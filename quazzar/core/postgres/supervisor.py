@@ -215,7 +215,6 @@ class EmbeddedPostgres:
             raise PostgresError(f"PostgreSQL runs, but its roles can't be made: {error}") from error
 
     async def _supervise(self) -> None:
-        least, most = _BACKOFF_SECONDS
         delay = 0.0
         while True:
             server, began = self._server, time.monotonic()
@@ -228,7 +227,7 @@ class EmbeddedPostgres:
                 delay = 0.0
             while True:
                 await asyncio.sleep(delay)
-                delay = min(max(delay * 2, least), most)
+                delay = min(max(delay * 2, _BACKOFF_SECONDS[0]), _BACKOFF_SECONDS[1])
                 try:
                     await self._launch(MAJOR)
                 except (PostgresError, OSError) as error:
