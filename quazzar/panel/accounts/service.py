@@ -98,6 +98,6 @@ def is_timezone(name: str) -> bool:
         return True
     try:
         ZoneInfo(name)
-    except (OSError, ValueError):
+    except (KeyError, OSError, ValueError):
         return False
     return True
