@@ -10,26 +10,31 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import asyncpg
 import pytest
+from argon2 import PasswordHasher
 
 from quazzar import __version__
 from quazzar.__main__ import main
 from quazzar.cli import doctor
 from quazzar.cli.arguments import parse
 from quazzar.core.crypto import Keyring, parse_keys
+from quazzar.core.ids import new_id
 from quazzar.core.postgres import DatabaseUrls
 from quazzar.core.secret import Secret
 from quazzar.settings import Auth, DatabaseSettings, Runtime, Server, Settings
 
 ROOT = Path(__file__).parents[1]
+Result: TypeAlias = subprocess.CompletedProcess[str]
 STRONG = base64.b64encode(bytes(range(200, 232))).decode()
 
 
-def quazzar(*arguments: str, environ: dict[str, str] | None = None, text: str = "") -> subprocess.CompletedProcess[str]:
+def quazzar(*arguments: str, environ: dict[str, str] | None = None, text: str = "") -> Result:
     """The real command in a process of its own, with nothing of ours in its environment."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("QUAZZAR_", "DOCKER_"))}
     return subprocess.run(
@@ -44,7 +49,7 @@ def quazzar(*arguments: str, environ: dict[str, str] | None = None, text: str = 
     )
 
 
-def only_sentence(result: subprocess.CompletedProcess[str]) -> str:
+def only_sentence(result: Result) -> str:
     """What a failure said: exactly one line for a person, and no traceback anywhere."""
     assert "Traceback" not in result.stderr + result.stdout
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("quazzar: ")]
@@ -360,3 +365,167 @@ def running_quazzar() -> Iterator[int]:
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+PASSWORD = "quartz weather balloon 7"
+
+
+class TestAdmin:
+    """On a database that is migrated and in use by others, as on a running server."""
+
+    @pytest.fixture
+    async def connection(self, database_urls: DatabaseUrls) -> AsyncIterator["asyncpg.Connection[Any]"]:
+        connection = await asyncpg.connect(database_urls.owner)
+        yield connection
+        await connection.execute("TRUNCATE users, instance_setup, tenants CASCADE")
+        await connection.close()
+
+    @pytest.fixture
+    def run(self, database_urls: DatabaseUrls, tmp_path: Path) -> Callable[..., Awaitable[Result]]:
+        async def run(*arguments: str, text: str = PASSWORD + "\n") -> Result:
+            environ = {"QUAZZAR_DATABASE_URL": database_urls.owner}
+            flags = ("--data-dir", str(tmp_path))
+            return await asyncio.to_thread(quazzar, "admin", *arguments, *flags, environ=environ, text=text)
+
+        return run
+
+    @staticmethod
+    async def add_user(connection: "asyncpg.Connection[Any]", name: str, *, realm: str = "instance") -> str:
+        """A user with a second factor and one session."""
+        user_id, tenant_id, session_id = new_id("usr"), new_id("ten"), new_id("ses")
+        column, role = ("username", "admin") if realm == "instance" else ("email", None)
+        await connection.execute(
+            f"INSERT INTO users (id, realm, {column}, role, password_hash, totp_secret, totp_enabled_at)"
+            " VALUES ($1, $2, $3, $4, 'x', 'sealed', now())",
+            user_id,
+            realm,
+            name,
+            role,
+        )
+        async with connection.transaction():
+            await connection.execute(
+                "SELECT set_config('app.user', $1, true), set_config('app.tenant', $2, true)", user_id, tenant_id
+            )
+            if realm == "panel":
+                await connection.execute("INSERT INTO tenants (id, name) VALUES ($1, 'T')", tenant_id)
+                await connection.execute(
+                    "INSERT INTO memberships (id, tenant_id, user_id, role) VALUES ($1, $2, $3, 'owner')",
+                    new_id("mem"),
+                    tenant_id,
+                    user_id,
+                )
+            await connection.execute(
+                "INSERT INTO sessions (id, realm, user_id, tenant_id, expires_at, ip, user_agent)"
+                " VALUES ($1, $2, $3, $4, now() + interval '1 day', '::1', '')",
+                session_id,
+                realm,
+                user_id,
+                tenant_id if realm == "panel" else None,
+            )
+        return user_id
+
+    @staticmethod
+    async def state(connection: "asyncpg.Connection[Any]", user_id: str) -> tuple[bool, int, bool]:
+        """Whether the password is the new one, how many sessions are left, whether the second factor is on."""
+        async with connection.transaction():
+            await connection.execute("SELECT set_config('app.user', $1, true)", user_id)
+            row = await connection.fetchrow(
+                "SELECT password_hash, totp_enabled_at IS NOT NULL AS totp,"
+                " (SELECT count(*) FROM sessions WHERE user_id = $1) AS sessions FROM users WHERE id = $1",
+                user_id,
+            )
+        assert row is not None
+        changed = row["password_hash"] != "x" and PasswordHasher().verify(row["password_hash"], PASSWORD)
+        return changed, row["sessions"], row["totp"]
+
+    async def test_the_only_admin_gets_in_again(
+        self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]]
+    ) -> None:
+        user_id = await self.add_user(connection, "ada")
+        assert await self.state(connection, user_id) == (False, 1, True)
+        result = await run("reset-password")
+        assert result.stdout == "The password of ada is set, all of their sessions are ended\n", result.stderr
+        assert await self.state(connection, user_id) == (True, 0, True)
+        audited = await connection.fetchrow(
+            "SELECT action, actor_kind, subject FROM audit_records ORDER BY number DESC"
+        )
+        assert tuple(audited or ()) == ("user.reset_password", "system", user_id)
+        assert PASSWORD not in result.stdout + result.stderr
+
+    async def test_the_second_factor_goes_only_when_told(
+        self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]]
+    ) -> None:
+        user_id = await self.add_user(connection, "ada")
+        result = await run("reset-password", "--disable-totp")
+        assert result.returncode == 0, result.stderr
+        assert await self.state(connection, user_id) == (True, 0, False)
+
+    async def test_one_of_several_must_be_named_and_the_others_stay(
+        self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]]
+    ) -> None:
+        ada, grace = await self.add_user(connection, "ada"), await self.add_user(connection, "grace")
+        unnamed = await run("reset-password")
+        assert (unnamed.returncode, only_sentence(unnamed)) == (2, "say whose password by --username")
+        assert (await run("reset-password", "--username", "grace")).returncode == 0
+        assert await self.state(connection, ada) == (False, 1, True)
+        assert await self.state(connection, grace) == (True, 0, True)
+
+    async def test_people_of_the_panel_by_their_address(
+        self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]]
+    ) -> None:
+        user_id = await self.add_user(connection, "ada@example.com", realm="panel")
+        result = await run("reset-password", "--username", "ada@example.com")
+        assert result.returncode == 0, result.stderr
+        assert await self.state(connection, user_id) == (True, 0, True)
+
+    @pytest.mark.parametrize(
+        ("name", "password", "says"),
+        [
+            ("nobody", PASSWORD, "There is no such user"),
+            ("ada", "short", "Password must be at least 12 characters long"),
+            ("ada", "passwordpassword", "This password is on the list of common ones"),
+            ("ada", "", "Password must be at least 12 characters long"),
+        ],
+    )
+    async def test_what_is_refused_changes_nothing(
+        self,
+        connection: "asyncpg.Connection[Any]",
+        run: Callable[..., Awaitable[Result]],
+        name: str,
+        password: str,
+        says: str,
+    ) -> None:
+        user_id = await self.add_user(connection, "ada")
+        result = await run("reset-password", "--username", name, text=password)
+        assert (result.returncode, only_sentence(result)) == (1, says)
+        assert await self.state(connection, user_id) == (False, 1, True)
+
+    async def test_a_new_setup_token_until_the_setup_is_done(
+        self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]], tmp_path: Path
+    ) -> None:
+        path = tmp_path / "setup-token"
+        first, second = await run("setup-token"), await run("setup-token")
+        assert first.returncode == second.returncode == 0, first.stderr
+        assert first.stdout != second.stdout == path.read_text()
+        assert path.stat().st_mode & 0o777 == 0o600
+        await connection.execute("INSERT INTO instance_setup (id, user_id) VALUES (1, 'usr_x')")
+        done = await run("setup-token")
+        assert done.returncode == 1
+        assert only_sentence(done).startswith("this instance is set up already")
+        assert not path.exists()
+
+    def test_where_there_is_no_quazzar_none_is_made(self, tmp_path: Path) -> None:
+        for command in (["reset-password"], ["setup-token"]):
+            result = quazzar("admin", *command, "--data-dir", str(tmp_path))
+            assert result.returncode == 1
+            assert only_sentence(result).startswith(f"There is no Quazzar in {tmp_path}; say by --data-dir")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_two_different_passwords_are_refused(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda _: True})())
+        answers = iter([PASSWORD, PASSWORD + "x"])
+        monkeypatch.setattr("getpass.getpass", lambda _: next(answers))
+        assert main(["admin", "reset-password", "--username", "ada", "--data-dir", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == "quazzar: the two passwords differ; nothing was changed\n"
