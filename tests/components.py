@@ -4,6 +4,7 @@
 it, or fails when `QUAZZAR_REQUIRE_COMPONENTS` is set.
 """
 
+import base64
 import contextlib
 import http.client
 import io
@@ -242,11 +243,12 @@ class DockerEngine:
             raise RuntimeError(answer.body.decode(errors="replace"))
         return str(self.ok("GET", f"/images/{quote(tag, safe=':/')}/json")["Id"])
 
-    def push(self, image: str, target: str) -> None:
+    def push(self, image: str, target: str, *, username: str = "", password: str = "") -> None:
         """Push a present image as `target` (host:port/name:tag)."""
         repository, _, tag = target.rpartition(":")
         self.ok("POST", f"/images/{image}/tag", params={"repo": repository, "tag": tag})
-        headers = {"X-Registry-Auth": "e30="}
+        login = {"username": username, "password": password}
+        headers = {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(login).encode()).decode()}
         answer = self.request("POST", f"/images/{repository}/push", params={"tag": tag}, headers=headers)
         if answer.status >= 400 or b'"error"' in answer.body:
             raise RuntimeError(answer.body.decode(errors="replace"))

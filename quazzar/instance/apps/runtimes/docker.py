@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
-from posixpath import dirname
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -294,9 +293,9 @@ class DockerRuntime:
         return list(answer["Volumes"] or ())
 
     async def _states(self, app_id: str | None) -> list[AppState]:
-        held, networks, volumes = await asyncio.gather(
-            self._held(app_id), self._networks(app_id), self._volumes(app_id, objects.VOLUME)
-        )
+        held = await self._held(app_id)
+        networks = await self._networks(app_id)
+        volumes = await self._volumes(app_id, objects.VOLUME)
         services: dict[str, list[Held]] = {}
         names: dict[str, list[str]] = {}
         for one in held:
@@ -378,14 +377,16 @@ class DockerRuntime:
     ) -> list[dict[str, Any]]:
         """Read-only volumes with the files that can't be put into the container itself.
 
-        An engine writes no file into a read-only root, and a tmpfs would cover it. So a container that never starts
-        fills a volume: first from the folder of the image (the engine does that), then with the files.
+        An engine writes nothing into a container with a read-only root, and a tmpfs would cover what it wrote. So a
+        container that never starts fills a volume: first from the folder of the image (the engine does that), then
+        with the files.
         """
         apart = objects.files_apart(service)
-        if not apart:
+        by_keeper = service.files if service.read_only else apart
+        if not by_keeper:
             return []
         filled: list[dict[str, Any]] = []
-        for folder in sorted({dirname(one.target) for one in apart}):
+        for folder in objects.outermost(apart):
             if folder == "/":
                 raise RuntimeFailure(
                     "A file in the root folder needs a root that is not read-only",
@@ -403,7 +404,7 @@ class DockerRuntime:
         }
         async with self._engine.call(HEAVY_SECONDS, service=service.name) as client:
             keeper = await client.containers.create(config)
-        await self._put_files(keeper.id, service.name, apart)
+        await self._put_files(keeper.id, service.name, by_keeper)
         await self._delete(keeper.id)
         return [one | {"ReadOnly": True} for one in filled]
 
@@ -418,10 +419,9 @@ class DockerRuntime:
             async with self._engine.call(CHANGE_SECONDS, service=service.name) as client:
                 network = await client.networks.get(name)
                 await network.connect({"Container": container_id, "EndpointConfig": endpoint})
-        apart = objects.files_apart(service)
-        inside = [one for one in service.files if one not in apart]
-        if inside:
-            await self._put_files(container_id, service.name, inside)
+        if not service.read_only:
+            apart = objects.files_apart(service)
+            await self._put_files(container_id, service.name, [one for one in service.files if one not in apart])
         return container_id
 
     async def _create_named(self, config: dict[str, Any], names: Iterable[str], service: str) -> str:
@@ -432,6 +432,8 @@ class DockerRuntime:
         raise RuntimeFailure("A foreign container has the name of the service's", code="name_taken", service=service)
 
     async def _put_files(self, container_id: str, service: str, files: Sequence[FileSpec]) -> None:
+        if not files:
+            return
         async with self._engine.call(CHANGE_SECONDS, service=service) as client:
             container = client.containers.container(container_id)
             await container.put_archive("/", objects.files_archive(files))  # type: ignore[no-untyped-call]
@@ -575,7 +577,10 @@ class DockerRuntime:
         return self._engine.chunks("GET", path, params=params, silence=silence, service=one.service)
 
     async def _service_stats(self, one: Held) -> ServiceStats | None:
-        """CPU needs two samples: the last one if it is recent, else another one shortly after the first."""
+        """CPU needs two samples: the last one if it is recent, else another one shortly after the first.
+
+        An engine takes samples once a second at most, so the one takes up to a second and the other two.
+        """
         try:
             before, percent = self._samples.get(one.id, (None, 0.0))
             stats = await self._stats(one)

@@ -52,8 +52,11 @@ class Engine:
         self._client: aiodocker.Docker | None = None
         self._negotiated = False
         self._negotiating = asyncio.Lock()
+        self._closed = False
 
     async def close(self) -> None:
+        """Close all connections; calls that are made later find no engine."""
+        self._closed = True
         client, self._client, self._negotiated = self._client, None, False
         if client is not None:
             await client.close()
@@ -125,6 +128,8 @@ class Engine:
 
     async def _ready(self) -> "aiodocker.Docker":
         async with self._negotiating:
+            if self._closed:
+                raise RuntimeUnavailable
             if self._client is None:
                 self._client = _connect(self._url)
             client = self._client
@@ -146,8 +151,8 @@ class Engine:
                 self._negotiated = False
                 raise RuntimeUnavailable from error
             raise failure(error.status, error.message, service) from error
-        except (TimeoutError, ClientError, OSError, ValueError, KeyError) as error:
-            # The latter two: something answers that is no engine.
+        except (TimeoutError, ClientError, OSError, ValueError, TypeError, KeyError) as error:
+            # The latter three: something answers that is no engine.
             self._negotiated = False
             raise RuntimeUnavailable from error
 

@@ -45,7 +45,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
         (
             (
                 r"no such image|manifest unknown|manifest for .* not found|pull access denied|repository does not exist"
-                r"|requested access to the resource is denied|unauthorized|name unknown"
+                r"|requested access to the resource is denied|unauthorized|no basic auth credentials|name unknown"
             ),
             _image_not_found,
         ),
@@ -80,7 +80,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
             _plain("The image has no such user", "user_not_found"),
         ),
         (
-            r"rootfs is marked read-only|volume is (?:marked )?read-only",
+            r"rootfs is marked read-only|volume is (?:marked )?read-only|read-only file system",
             _plain("A file of the service lies in a place that is read-only", "read_only"),
         ),
         (

@@ -6,6 +6,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from posixpath import dirname
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -201,7 +202,7 @@ def endpoints(spec: AppSpec, service: ServiceSpec) -> dict[str, dict[str, Any]]:
 
 
 def files_apart(service: ServiceSpec) -> list[FileSpec]:
-    """The files that an engine can't put into the container: its root is read-only, or a tmpfs will cover them.
+    """The files that need a volume of their own: their place is read-only, or a tmpfs will cover it.
 
     A file in a volume of the app is never one of them.
     """
@@ -216,6 +217,15 @@ def files_apart(service: ServiceSpec) -> list[FileSpec]:
         return apart
 
     return [file for file in service.files if is_apart(file)]
+
+
+def outermost(files: Iterable[FileSpec]) -> list[str]:
+    """The folders of files, without those that lie in another one of them."""
+    folders: list[str] = []
+    for folder in sorted({dirname(one.target) for one in files}):
+        if not any(folder.startswith(outer.rstrip("/") + "/") for outer in folders):
+            folders.append(folder)
+    return folders
 
 
 def files_archive(files: Iterable[FileSpec]) -> bytes:
