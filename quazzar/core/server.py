@@ -223,10 +223,11 @@ class Protocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._fed += len(data)
-            if self._fed > MAX_HEADER_BYTES + MAX_URL_BYTES:
+            # The parser shows a line only when it has the next one; what it holds back is counted here.
+            if self._fed > MAX_HEADER_BYTES + len(self.url) + 512:
                 self._stop_parsing(_too_large())
                 return
-        elif self._has_cycle:
+        elif self._discarding or not self._is_idle():
             return
         # A head has begun and is not complete, or nothing but empty lines has come.
         if self._deadline is None:
@@ -349,9 +350,10 @@ class Protocol(HttpToolsProtocol):
         if not url.path:
             return "The request has no path"
         if url.host is not None:
+            default = 443 if url.schema == b"https" else 80
+            target = b"%s:%d" % (url.host.lower(), url.port or default)
             named = self._hosts[0].lower() if self._hosts else b""
-            target = url.host.lower()
-            if named not in (target, b"%s:%d" % (target, url.port or 80)):
+            if target not in (named, b"%s:%d" % (named, default)):
                 return "The target and the Host header name different hosts"
         elif url.path[:1] != b"/" and url.path != b"*":
             return "The path must start with a slash"
