@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from time import perf_counter
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -78,8 +78,8 @@ class GateConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a gate needs to know. All paths are as within their realm: `/api/…` also where that is below `/panel`.
 
     `strict` has the buckets of POSTs that are counted once more, by address (login, setup, …). `bodies` has the rules
-    of paths that differ from the default one; a segment `{name}` stands for any. `allowed_hosts` are names without
-    port, `*.example.com` for any name below, `*` for all.
+    of paths that differ from the default one. In both a segment `{name}` stands for any. `allowed_hosts` are names
+    without port, `*.example.com` for any name below, `*` for all.
     """
 
     mode: Literal["instance", "panel", "all"]
@@ -229,26 +229,27 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class _Rules:
-    """The body rules of both realms, looked up when a body is read."""
+T = TypeVar("T")
 
-    def __init__(self, config: GateConfig) -> None:
-        self._default = config.body
-        self._exact = {key: rule for key, rule in config.bodies.items() if "{" not in key[1]}
+
+class _Paths(Generic[T]):
+    """A table by realm and path, in which a segment `{name}` stands for any."""
+
+    def __init__(self, table: Mapping[tuple[Realm, str], T]) -> None:
+        self._exact = {key: value for key, value in table.items() if "{" not in key[1]}
         self._patterns = [
-            (realm, re.compile("".join(_segment(part) for part in path.split("/")[1:])), rule)
-            for (realm, path), rule in config.bodies.items()
+            (realm, re.compile("".join(_segment(part) for part in path.split("/")[1:])).fullmatch, value)
+            for (realm, path), value in table.items()
             if "{" in path
         ]
 
-    def of(self, realm: Realm, path: str) -> BodyRule:
-        rule = self._exact.get((realm, path))
-        if rule is not None:
-            return rule
-        for its_realm, pattern, its_rule in self._patterns:
-            if its_realm == realm and pattern.fullmatch(path):
-                return its_rule
-        return self._default
+    def find(self, realm: Realm, path: str) -> T | None:
+        value = self._exact.get((realm, path))
+        if value is None:
+            for its_realm, matches, its_value in self._patterns:
+                if its_realm == realm and matches(path):
+                    return its_value
+        return value
 
 
 def _segment(part: str) -> str:
@@ -258,10 +259,16 @@ def _segment(part: str) -> str:
 class _Body:
     """The `receive` of a request that has a body: reads and checks it when it is first asked for."""
 
-    __slots__ = ("_error", "_exchange", "_found", "_left", "_receive", "_rule", "_rules", "_started")
+    __slots__ = ("_error", "_exchange", "_find_rule", "_found", "_left", "_receive", "_rule", "_started")
 
-    def __init__(self, rules: _Rules, exchange: _Exchange, found: Mapping[bytes, bytes], receive: Receive) -> None:
-        self._rules = rules
+    def __init__(
+        self,
+        find_rule: Callable[[Realm, str], BodyRule],
+        exchange: _Exchange,
+        found: Mapping[bytes, bytes],
+        receive: Receive,
+    ) -> None:
+        self._find_rule = find_rule
         self._exchange = exchange
         self._found = found
         self._receive = receive
@@ -279,7 +286,7 @@ class _Body:
         try:
             if not self._started:
                 self._started = True
-                rule = self._rules.of(self._exchange.realm, self._exchange.path)
+                rule = self._find_rule(self._exchange.realm, self._exchange.path)
                 json = self._check_head(rule)
                 self._left = rule.limit
                 if not rule.stream:
@@ -389,11 +396,12 @@ class Gate:
         self._authenticator = authenticator
         self._limiter = limiter
         self._limits = dict(config.limits)
-        self._strict = dict(config.strict)
+        self._strict = _Paths(config.strict)
         self._uncounted = config.uncounted
         self._proxies = TrustedProxies(config.trusted_proxies)
         self._origins = frozenset(origin.encode() for origin in config.cors_origins)
-        self._rules = _Rules(config)
+        self._rules = _Paths(config.bodies)
+        self._default_rule = config.body
         self._log: LogRequest = config.log or AccessLog()
         # Credentials that fail cost more than requests without one: beyond ten times the limit none is looked at.
         most = max((bucket.amount for bucket in self._limits.values()), default=100)
@@ -437,7 +445,7 @@ class Gate:
                 return
             length = found.get(b"content-length")
             if (length is not None and length != b"0") or b"transfer-encoding" in found:
-                receive = _Body(self._rules, exchange, found, receive)
+                receive = _Body(self._rule_of, exchange, found, receive)
             if method == "HEAD":
                 # The server looks into its own scope to see that no body may follow.
                 exchange.head = True
@@ -459,6 +467,9 @@ class Gate:
                 client=exchange.address,
                 principal=None if principal is None else principal.key_id or principal.user_id,
             )
+
+    def _rule_of(self, realm: Realm, path: str) -> BodyRule:
+        return self._rules.find(realm, path) or self._default_rule
 
     def _leave(self) -> None:
         self.in_flight -= 1
@@ -566,7 +577,7 @@ class Gate:
         if not hit.allowed:
             raise _rate_limited(hit)
         if strict:
-            narrow = self._strict.get((exchange.realm, exchange.path))
+            narrow = self._strict.find(exchange.realm, exchange.path)
             if narrow is not None:
                 hit = await limiter.hit(narrow, exchange.key)
                 exchange.hit = _tighter(exchange.hit, hit)

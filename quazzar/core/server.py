@@ -18,6 +18,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import resource
 import signal
 import socket
@@ -50,6 +51,10 @@ DISCARD_BYTES: Final = 16 * 1024 * 1024
 DISCARD_SECONDS: Final = 5.0
 LINGER_SECONDS: Final = 2.0
 MAX_PIPELINED: Final = 16
+MAX_UPGRADE_LINE: Final = 8000
+
+# 16 bytes in base64 (RFC 6455, section 4.1).
+_is_websocket_key: Final = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==").fullmatch
 
 
 class CannotListen(Exception):
@@ -63,7 +68,8 @@ class StartFailed(Exception):
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines in seconds and caps. `rate_limit` is what refusals below the gate show as the limit per minute.
 
-    A stop waits `drain_seconds` for requests and then `close_seconds` for the app to close what it holds.
+    A stop waits `drain_seconds` for requests and then `close_seconds` for the app to close what it holds. A second
+    listener of a process has `lifespan` False: its app is started and ended by the first one's.
     """
 
     head_seconds: float = 10.0
@@ -75,6 +81,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit: int = 100
     websocket_bytes: int = 1024 * 1024
     tls: ssl.SSLContext | None = None
+    lifespan: bool = True
 
 
 class _Config(uvicorn.Config):
@@ -88,7 +95,9 @@ class _Config(uvicorn.Config):
             ws="websockets-sansio",
             ws_max_size=edge.websocket_bytes,
             interface="asgi3",
-            lifespan="on",
+            # Compression would let one small message become a large one.
+            ws_per_message_deflate=False,
+            lifespan="on" if edge.lifespan else "off",
             log_config=None,
             access_log=False,
             proxy_headers=False,
@@ -371,8 +380,13 @@ class Protocol(HttpToolsProtocol):
         if not self._should_upgrade():
             return None
         found = dict(self.headers)
-        if method != "GET" or found.get(b"sec-websocket-version") != b"13" or not found.get(b"sec-websocket-key"):
+        if method != "GET" or found.get(b"sec-websocket-version") != b"13":
             return "The WebSocket handshake is not valid"
+        if not _is_websocket_key(found.get(b"sec-websocket-key", b"")):
+            return "The key of the WebSocket handshake is not valid"
+        # The library that takes over gives up on longer lines, without an answer.
+        if max(len(self.url), *(len(name) + len(value) for name, value in self.headers)) > MAX_UPGRADE_LINE:
+            return "The WebSocket handshake has too long a line"
         return None
 
     def on_message_complete(self) -> None:

@@ -508,6 +508,14 @@ async def test_the_panel_has_strict_buckets_of_its_own() -> None:
         assert (await login(client)).status_code == 201
 
 
+async def test_strict_buckets_may_have_a_pattern() -> None:
+    strict = {("instance", "/api/things/{id}/test"): parse_bucket("test", "1/minute")}
+    async with opened(strict=strict) as client:
+        answers = [await client.post(f"/api/things/{name}/test") for name in ("a", "b")]
+        assert [answer.status_code for answer in answers] == [404, 429]
+        assert (await client.post("/api/things/a/b/test")).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("mode", "path"), [("all", "/api/health"), ("panel", "/api/health"), ("all", "/panel/api/health")]
 )

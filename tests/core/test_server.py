@@ -5,15 +5,21 @@ import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -137,6 +143,12 @@ CHUNKED = (
 SIZED = b"PUT /api/echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
 
 
+WEBSOCKET = (
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAQ==\r\n"
+)
+
+
 # --- ordinary requests ---------------------------------------------------------------------------------------------
 
 
@@ -257,7 +269,11 @@ def test_expect_100_continue(server: Server) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         SIZED + b"2\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n{}",
-        OPEN + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        OPEN + WEBSOCKET.replace(b"13", b"12") + b"\r\n",
+        OPEN + WEBSOCKET.replace(b"Key:", b"No-Key:") + b"\r\n",
+        OPEN + WEBSOCKET.replace(b"AQ==", b"A===") + b"\r\n",
+        OPEN.replace(b"GET", b"POST") + WEBSOCKET + b"\r\n",
+        OPEN + WEBSOCKET + b"X-Long: " + b"x" * 9000 + b"\r\n\r\n",
     ],
 )  # fmt: skip
 def test_it_is_refused(server: Server, request_bytes: bytes) -> None:
@@ -543,6 +559,32 @@ def test_a_websocket(server: Server) -> None:
     assert answer.status_code == 401
     assert answer.body is not None
     assert json.loads(answer.body)["code"] == "unauthorized"
+
+
+def test_tls(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate.public_bytes(Encoding.PEM)
+    (tmp_path / "server.pem").write_bytes(pem)
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(tmp_path / "server.pem")
+    theirs = ssl.create_default_context(cadata=certificate.public_bytes(Encoding.PEM).decode())
+    with (
+        serving(tls=ours, lifespan=False) as server,
+        theirs.wrap_socket(dial(server), server_hostname="localhost") as connection,
+        connection.makefile("rb") as reader,
+    ):
+        for data, status in ((OPEN + b"\r\n", 200), (b"garbage\r\n\r\n", 400)):
+            connection.sendall(data)
+            answer = read_answer(reader)
+            assert answer is not None
+            assert answer.status == status
 
 
 # --- the process ---------------------------------------------------------------------------------------------------
