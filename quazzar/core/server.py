@@ -612,11 +612,11 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on an event loop of its own until stopped; returns after a graceful end. Raises `StartFailed`."""
-        _allow_many_files()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self.serve(sockets))
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        _allow_many_files()
         try:
             with self.capture_signals():
                 await self._serve(sockets or self.sockets)
