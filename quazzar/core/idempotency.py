@@ -62,7 +62,7 @@ class Pending:
 
     async def keep(self, response: ASGIResponse) -> None:
         """Write the answer into the open transaction; answers of 400 and more never get here, they roll back."""
-        headers = [(name.decode(), value.decode()) for name, value in response.encoded_headers]
+        headers = [(name.decode(), value.decode()) for name, value in response.encode_headers()]
         plain = msgspec.msgpack.encode(_Kept(response.status_code, headers, response.body))
         self._session.add(
             IdempotentAnswer(
