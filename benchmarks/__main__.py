@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.data import fill
 from benchmarks.load import (
+    CONNECTIONS,
     LOAD_CORE,
     ROUNDS,
     SERVER_CORE,
@@ -93,7 +94,8 @@ def me(lab: Lab) -> None:
             [
                 Subject("bare Litestar handler", f"http://127.0.0.1:{one}{path}", base, script),
                 Subject("GET /api/auth/me, 10,000 clients", f"http://127.0.0.1:{other}{path}", product, script),
-            ]
+            ],
+            warm=len(lab.headers) + CONNECTIONS,
         )
     table("GET /api/auth/me", readings, "bare Litestar handler")
 

@@ -37,8 +37,8 @@ async def fill(owner_url: str, data_dir: Path) -> list[str]:
     ports = [{"service": "web", "container_port": 80, "host_port": 20_000, "protocol": "tcp"}]
     for number in range(APPS):
         await connection.execute(
-            "INSERT INTO apps (id, name, template, version, compose, status, status_since, ports, urls)"
-            " VALUES ($1, $2, 'hello', '1.0.0', 'services: {}', 'running', $3, $4, $5)",
+            "INSERT INTO apps (id, name, template, version, definition, status, status_since, ports, urls)"
+            " VALUES ($1, $2, 'hello', '1.0.0', '{}', 'running', $3, $4, $5)",
             new_id("app"),
             f"app-{number:02}",
             now,

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from quazzar.core.idempotency import Replay
 from quazzar.core.jobs import Resources, Worker
 from quazzar.core.openapi import build_document
 from quazzar.core.ratelimit import limiter_for, parse_bucket
+from quazzar.core.sse import streams_of
 from quazzar.health.routes import handlers as health_handlers
 from quazzar.instance.apps.jobs import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.apps.reconciler import Reconciler
@@ -31,7 +33,9 @@ from quazzar.instance.apps.runtimes import RuntimeConfig, make_runtime
 from quazzar.instance.apps.runtimes.docker import DockerConfig
 from quazzar.instance.apps.runtimes.memory import MemoryConfig
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
+from quazzar.instance.auth.service import ensure_setup_token
 from quazzar.instance.templates.routes import TemplateController
+from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
 from quazzar.panel.accounts.routes import handlers as panel_account_handlers
 from quazzar.panel.tenants.routes import handlers as tenant_handlers
@@ -112,6 +116,7 @@ class Application:
         self.accounts = Accounts(settings, keyring, database, self.limiter, tenancy=PanelTenancy())
         resources = Resources()
         resources[KEYRING] = keyring
+        resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
         resources[SETTINGS] = settings
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
@@ -139,6 +144,7 @@ class Application:
                     "runtime": self._runtime,
                     "reconciler": self._reconciler,
                     "worker": self.worker,
+                    "authenticator": self.accounts.authenticator,
                     "draining": False,
                 }
             ),
@@ -154,6 +160,8 @@ class Application:
     def drain(self) -> None:
         """From now on the process says that it is not ready, and open streams end."""
         self.litestar.state.draining = True
+        self.worker.drain()
+        streams_of(self.litestar.state).close()
 
     def lifespan(self) -> AbstractAsyncContextManager[None]:
         """What the server runs around its own life; for tests that have no server."""
@@ -172,7 +180,17 @@ class Application:
             if self._reconciler is not None:
                 await self._reconciler.start()
                 stack.push_async_callback(self._reconciler.stop)
+                await self._announce_setup()
             yield
+
+    async def _announce_setup(self) -> None:
+        """Until there is an admin, tell whoever sees the console how to make one from another machine."""
+        async with self.database.begin() as session:
+            token = await ensure_setup_token(self.settings.server.data_dir, session)
+        if token is not None:
+            # Past the log, whose filter would mask it: this line is how the token reaches its reader.
+            sys.stderr.write(f"Not set up yet. From another machine, setup needs this token, once: {token}\n")
+            sys.stderr.flush()
 
 
 def create_app(settings: Settings, *, keyring: Keyring, database: Database) -> Application:

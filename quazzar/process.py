@@ -201,7 +201,4 @@ async def serve(settings: Settings) -> int:
 
 def _announce(settings: Settings, addresses: list[tuple[str, int]]) -> None:
     for host, port in addresses:
-        shown = f"[{host}]" if ":" in host else host
-        log.info(
-            "Serving", mode=settings.server.mode, url=f"http://{shown}:{port}", data_dir=str(settings.server.data_dir)
-        )
+        log.info("Serving", mode=settings.server.mode, host=host, port=port, data_dir=str(settings.server.data_dir))

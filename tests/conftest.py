@@ -1,5 +1,6 @@
 """Fixtures: one real PostgreSQL per test worker, a migrated database per module, and the real app over it."""
 
+import asyncio
 import base64
 import contextlib
 import secrets
@@ -13,12 +14,12 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import httpx
 import pytest
-from quazzar.core.postgres import DatabaseUrls, EmbeddedPostgres
 
 from quazzar.app import create_app
 from quazzar.core.crypto import Keyring, parse_keys
 from quazzar.core.db import Database
 from quazzar.core.migrations import upgrade
+from quazzar.core.postgres import DatabaseUrls, EmbeddedPostgres
 from quazzar.settings import Settings, load_settings
 
 PASSWORD = "correct horse battery staple"
@@ -78,7 +79,7 @@ def make_settings(data_dir: Path, **environment: str) -> Settings:
         "QUAZZAR_RATE_LIMIT_PANEL": "1000000/minute",
         "QUAZZAR_RATE_LIMIT_AUTH": "1000000/minute",
     }
-    return load_settings({"data_dir": str(data_dir)}, variables | environment)
+    return load_settings({"server.data_dir": str(data_dir)}, variables | environment)
 
 
 @dataclass
@@ -98,8 +99,23 @@ class RunningApp:
 async def running_app(settings: Settings, keyring: Keyring, database: Database) -> AsyncIterator[RunningApp]:
     """The app of `settings` on `database` with everything that its lifespan starts."""
     app = create_app(settings, keyring=keyring, database=database)
-    async with app.lifespan():
+    started, ending = asyncio.Event(), asyncio.Event()
+
+    async def live() -> None:
+        # A lifespan has to end in the task that it began in; fixtures are set up and torn down in different ones.
+        async with app.lifespan():
+            started.set()
+            await ending.wait()
+
+    life = asyncio.create_task(live())
+    await asyncio.wait({life, asyncio.create_task(started.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if life.done():
+            await life
         yield RunningApp(app.asgi, database, settings)
+    finally:
+        ending.set()
+        await life
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_handlers_are_short_and_described(realm: str) -> None:
             continue
         assert handler.summary, f"{name} has no summary"
         assert handler.operation_id, f"{name} has no operation id"
-        source = inspect.cleandoc("\n" + inspect.getsource(handler.fn))
+        source = textwrap.dedent(inspect.getsource(handler.fn))
         tree = ast.parse(source).body[0]
         assert isinstance(tree, ast.AsyncFunctionDef | ast.FunctionDef)
         statements = [item for item in tree.body if not _is_docstring(item)]
