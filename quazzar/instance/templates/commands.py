@@ -9,7 +9,7 @@ from quazzar.instance.templates.interpolation import Parts, Reference
 from quazzar.instance.templates.reader import Reader, last
 from quazzar.instance.templates.yaml_nodes import Node, Scalar
 
-MAX_LINE = 16_384
+MAX_LINE = 4096
 
 _SHELL_FLAG = re.compile(r"-[a-z]{0,8}c")
 

@@ -28,6 +28,9 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_VARIABLES = 200
+MAX_FIELDS = 500
+MAX_DOLLARS = 20_000
+"""Each may begin a `${name}`; counted with every alias written out."""
 _SAMPLE_PORT = 30_000
 _SECRET = re.compile(
     r"pass|pwd|secret|token|key|cred|salt|dsn|private|connection|database_(?:url|uri)|(?:redis|mongo\w*|amqp)_(?:url|uri)",
@@ -118,6 +121,9 @@ def _checked_environment(problems: Problems, env: Mapping[str, str]) -> dict[str
 def _template(
     problems: Problems, root: Node, extension: Extension, *, environment: Mapping[str, str] | None, trusted: bool
 ) -> Template:
+    if _dollars(root) > MAX_DOLLARS:
+        problems.add("compose", root.line, f"The file has more than {MAX_DOLLARS} dollar signs", "too_large")
+        problems.check()
     fields = list(extension.fields)
     document = top_sections(Reader(problems, {}), root, trusted=trusted)
     if document is None:
@@ -131,7 +137,11 @@ def _template(
     # has a default for it.
     values = _samples(extension.fields) | values
     first = _reader(problems, values, environment)
-    document = with_long_ports(first, document, lambda *port: _open_port(fields, values, *port))
+    open_ports = _OpenPorts(fields, values)
+    document = with_long_ports(first, document, open_ports.name)
+    if len(fields) > MAX_FIELDS:
+        said = f"The file leaves more host ports open than fit into {MAX_FIELDS} fields"
+        problems.add("services", document.services.line, said, "too_large")
     reader = _reader(problems, values, environment)
     app = read_app(reader, document)
     services = frozenset(document.services.entries)
@@ -183,17 +193,35 @@ def _samples(fields: list[Field]) -> dict[str, str]:
     return found
 
 
-def _open_port(fields: list[Field], values: dict[str, str], service: str, target: str, protocol: str) -> str:
-    """A field for a host port that the file leaves to the engine: found free at install, kept, and open to change."""
-    taken = {one.name for one in fields}
-    wanted = open_name(service, target, protocol)
-    name, number = wanted, 2
-    while name in taken:
-        name, number = f"{wanted}_{number}", number + 1
-    label = f"Port {shown(target)} of {shown(service)}"[:100]
-    fields.append(Field(name=name, label=label, type="port", default=AUTO))
-    values[name] = str(_SAMPLE_PORT + len(fields))
-    return f"${{{name}}}"
+class _OpenPorts:
+    """Fields for host ports that the file leaves to the engine: found free at install, kept, and open to change."""
+
+    def __init__(self, fields: list[Field], values: dict[str, str]) -> None:
+        self._fields, self._values = fields, values
+        self._taken = {one.name for one in fields}
+
+    def name(self, service: str, target: str, protocol: str) -> str:
+        """Adds a field with a sample value and gives the text that refers to it."""
+        wanted = open_name(service, target, protocol)
+        name, number = wanted, 2
+        while name in self._taken:
+            name, number = f"{wanted}_{number}", number + 1
+        if len(self._fields) <= MAX_FIELDS:
+            label = f"Port {shown(target)} of {shown(service)}"[:100]
+            self._fields.append(Field(name=name, label=label, type="port", default=AUTO))
+            self._taken.add(name)
+        self._values[name] = str(_SAMPLE_PORT + len(self._fields))
+        return f"${{{name}}}"
+
+
+def _dollars(node: Node) -> int:
+    match node:
+        case Scalar():
+            return node.value.count("$") if isinstance(node.value, str) else 0
+        case Sequence():
+            return sum(_dollars(item) for item in node.items)
+        case MappingNode():
+            return sum(_dollars(entry.node) for entry in node.entries.values())
 
 
 def _first_port(document: Document, app: ReadApp) -> Web | None:

@@ -10,9 +10,11 @@ from quazzar.instance.templates.fields import (
     MAX_VALUE,
     Field,
     FieldType,
+    compiled,
     rule_problems,
 )
 from quazzar.instance.templates.names import SLUG, VARIABLE
+from quazzar.instance.templates.patterns import PatternError
 from quazzar.instance.templates.problems import join
 from quazzar.instance.templates.reader import Reader, last
 from quazzar.instance.templates.template import Backup, Hook, Web
@@ -22,6 +24,8 @@ from quazzar.instance.templates.yaml_nodes import Node, Scalar, Sequence
 KEY = "x-quazzar"
 MAX_FIELDS = 100
 MAX_OPTIONS = 100
+MAX_PATTERN_STATES = 4000
+"""Of all fields together: it bounds the time that one config can take to check."""
 FIELD_TYPES: tuple[FieldType, ...] = (
     "string", "integer", "number", "boolean", "select", "password", "port", "email", "url", "domain",
 )  # fmt: skip
@@ -108,20 +112,30 @@ _TEXTS: Mapping[str, Callable[[str], str | None]] = {
 
 def _fields(reader: Reader, node: Node, path: str) -> list[Field]:
     found: dict[str, Field] = {}
+    states = 0
     for index, (item, where) in enumerate(reader.sequence(node, path, "a list of fields")):
         if index == MAX_FIELDS:
             reader.problem(path, node.line, f"fields has more than {MAX_FIELDS} entries", "too_large")
             break
-        one = _field(reader, item, where)
+        one = _field(reader, item, where, MAX_PATTERN_STATES - states)
         if one is None:
             continue
         if one.name in found:
             reader.problem(f"{where}.name", item.line, f"{one.name} is the name of an earlier field")
         found.setdefault(one.name, one)
+        states += _states(one)
     return list(found.values())
 
 
-def _field(reader: Reader, node: Node, path: str) -> Field | None:
+def _states(field: Field) -> int:
+    """How much the pattern costs per character; nothing for one that is refused anyway."""
+    try:
+        return 0 if field.pattern is None else compiled(field.pattern).states
+    except PatternError:
+        return 0
+
+
+def _field(reader: Reader, node: Node, path: str, states: int) -> Field | None:
     entries = reader.entries(node, path, FIELD_KEYS)
     if not isinstance(node, MappingNode):
         return None
@@ -143,6 +157,10 @@ def _field(reader: Reader, node: Node, path: str) -> Field | None:
     if values["type"] == "password":
         values["secret"] = True
     made = Field(**values)
+    if _states(made) > states:
+        said = "pattern makes all patterns together too complex; use smaller repeat counts"
+        reader.problem(f"{path}.pattern", entries["pattern"].line, said, "too_large")
+        return made
     for key, said in rule_problems(made).items():
         line = entries[key].line if key in entries else node.line
         reader.problem(f"{path}.{key}", line, f"{key} {said}")

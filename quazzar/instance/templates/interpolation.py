@@ -3,8 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 MAX_NESTING = 8
+MAX_WORD = 4096
+_SHORT = 8192
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATOR = re.compile(r":?[-?+]")
 
@@ -41,8 +44,13 @@ def parse_text(text: str) -> Parts:
     """
     if "$" not in text:
         return (text,) if text else ()
-    parts, _ = _parse(text, 0, nesting=0)
-    return parts
+    return _parse_short(text) if len(text) <= _SHORT else _parse(text, 0, nesting=0)[0]
+
+
+@lru_cache(maxsize=512)
+def _parse_short(text: str) -> Parts:
+    """The same texts come again and again: at each pass over a file, and at each place of an alias."""
+    return _parse(text, 0, nesting=0)[0]
 
 
 def _parse(text: str, start: int, *, nesting: int) -> tuple[Parts, int]:
@@ -61,6 +69,8 @@ def _parse(text: str, start: int, *, nesting: int) -> tuple[Parts, int]:
             break
         literal.append(text[at : stop.start()])
         at = stop.start()
+        if nesting and at - start > MAX_WORD:
+            raise InterpolationError(f"the text inside of ${{…}} is longer than {MAX_WORD} characters")
         if text[at] == "}" and braces == 0:
             break
         if text[at] != "$":

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 MAX_PATTERN = 200
 MAX_TEXT = 4096
 MAX_STATES = 1000
+"""Of one pattern."""
 MAX_REPEAT = 512
 MAX_GROUPS = 8
 
@@ -47,6 +48,11 @@ class Pattern:
         _compile(tree, self._program)
         self._end = self._program.add()
         self._closures: dict[int, frozenset[int]] = {}
+
+    @property
+    def states(self) -> int:
+        """How much work each character of a text is, at most."""
+        return self._end
 
     def matches(self, text: str) -> bool:
         """Whether all of `text` matches; a text of more than `MAX_TEXT` characters never does."""

@@ -32,9 +32,9 @@ def long_form(reader: Reader, node: Node, path: str, open_port: OpenPort) -> Seq
         short = _short(reader, item, where) if isinstance(item, Scalar) else _long(reader, item, where)
         if short is not None:
             items.extend(_spread(reader, item, where, short, open_port))
-    if len(items) > MAX_PORTS:
-        reader.problem(path, node.line, f"ports publishes more than {MAX_PORTS} ports", "too_large")
-        items = items[:MAX_PORTS]
+        if len(items) > MAX_PORTS:
+            reader.problem(path, node.line, f"ports publishes more than {MAX_PORTS} ports", "too_large")
+            break
     return Sequence(tuple(items), node.line)
 
 
