@@ -17,8 +17,16 @@ log = get_logger(__name__)
 
 NotifyCallback = Callable[[str | bytes | bytearray], None]
 
-LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError, TimeoutError)
-"""What a lost connection looks like; an administrator's shutdown of the server is told as an error of its own."""
+LOST = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    # A statement between the server's word that it shuts down and the end of the line.
+    asyncpg.InternalClientError,
+)
+"""What a lost connection looks like."""
 
 _ENDED = (
     asyncpg.AdminShutdownError,
