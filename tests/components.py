@@ -44,7 +44,10 @@ COMPONENTS = {
     "redis": Component(("redis-server",), "redis-server"),
 }
 
-_PATH = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin:/sbin:/usr/bin:/bin"
+# `QUAZZAR_COMPONENT_PATH` comes first: a folder with another version of a component than the system's.
+_PATH = os.pathsep.join(
+    (os.environ.get("QUAZZAR_COMPONENT_PATH", ""), os.environ.get("PATH", ""), "/usr/sbin:/sbin:/usr/bin:/bin")
+).lstrip(os.pathsep)
 
 
 def program(name: str) -> str:

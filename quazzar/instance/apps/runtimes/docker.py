@@ -33,7 +33,7 @@ from quazzar.instance.apps.runtimes.engine.failures import Gone, Taken
 from quazzar.instance.apps.runtimes.engine.images import Images, messages
 from quazzar.instance.apps.runtimes.engine.logs import Followed, Follower, Line, Memory, merged, read_lines
 from quazzar.instance.apps.runtimes.engine.objects import Held
-from quazzar.instance.apps.spec import AppSpec, DependencySpec, FileSpec, ServiceSpec
+from quazzar.instance.apps.spec import AppSpec, DependencySpec, FileSpec, NetworkSpec, ServiceSpec
 
 T = TypeVar("T")
 
@@ -108,7 +108,10 @@ class DockerRuntime:
         await report(0, "Looking at what is there")
         present = await self._held(spec.app_id)
         digests = {service.name: service_digest(spec, service) for service in spec.services}
-        kept = plan.kept(present, digests)
+        networks = await self._networks(spec.app_id)
+        # A container can't be started without a network that it was made with.
+        whole = {service.name for service in spec.services if _is_whole(spec, service, networks)}
+        kept = plan.kept((one for one in present if one.state.name in whole), digests)
         # Before anything is stopped: an app must not go down for an update that can't come up.
         images = {
             service.name: await self._images.inspect(service.image, service=service.name)
@@ -121,7 +124,7 @@ class DockerRuntime:
         await self._stop(stale)
         await self._clear(spec.app_id, keep={one.id for one in kept.values()})
         await report(0.05, "Preparing networks and volumes")
-        await self._make_networks(spec)
+        await self._make_networks(spec, networks)
         volumes = await self._make_volumes(spec)
 
         ids = {name: one.id for name, one in kept.items()}
@@ -315,22 +318,22 @@ class DockerRuntime:
 
     # Making
 
-    async def _make_networks(self, spec: AppSpec) -> None:
+    async def _make_networks(self, spec: AppSpec, networks: Sequence[Mapping[str, Any]]) -> None:
         """The spec's networks and only these; one that differs is made anew, which nothing is attached to by now."""
-        present = {one["Name"]: one for one in await self._networks(spec.app_id)}
         wanted = {objects.engine_name(spec.app_id, one.name): one for one in spec.networks}
-        for name, found in present.items():
-            if name not in wanted or bool(found.get("Internal")) != wanted[name].internal:
-                await self._remove_network(found["Id"])
-        for name, network in wanted.items():
-            if name in present and bool(present[name].get("Internal")) == network.internal:
+        right = {one["Name"] for one in networks if _fits(one, wanted.get(one["Name"]))}
+        for network in networks:
+            if network["Name"] not in right:
+                await self._remove_network(network["Id"])
+        for name, one in wanted.items():
+            if name in right:
                 continue
             config = {
                 "Name": name,
                 "Driver": "bridge",
                 "CheckDuplicate": True,
-                "Internal": network.internal,
-                "Labels": objects.labels(spec.app_id, {objects.NETWORK: network.name}),
+                "Internal": one.internal,
+                "Labels": objects.labels(spec.app_id, {objects.NETWORK: one.name}),
             }
             async with self._engine.call(CHANGE_SECONDS) as client:
                 await client.networks.create(config)
@@ -608,6 +611,17 @@ class DockerRuntime:
             async for stats in told:
                 return stats
         raise Gone("The container stopped")
+
+
+def _fits(network: Mapping[str, Any], wanted: NetworkSpec | None) -> bool:
+    return wanted is not None and bool(network.get("Internal")) == wanted.internal
+
+
+def _is_whole(spec: AppSpec, service: ServiceSpec, networks: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all networks of a service are there as the spec wants them."""
+    wanted = {objects.engine_name(spec.app_id, one.name): one for one in spec.networks}
+    right = {one["Name"] for one in networks if _fits(one, wanted.get(one["Name"]))}
+    return right.issuperset(objects.endpoints(spec, service))
 
 
 def _is_paused(held: Held | None) -> bool:

@@ -552,6 +552,8 @@ async def test_files_are_there_byte_for_byte(docker: DockerLab, *, read_only: bo
 
     # Another content is another container; what carried the files goes with the app, or with the service.
     before = await docker.one(spec.app_id, "a")
+    await docker.runtime.up(spec, Progress())
+    assert await docker.one(spec.app_id, "a") == before
     other = msgspec.structs.replace(service, files=(*files[1:], FileSpec(target="/run/secrets/more", content="2")))
     await docker.runtime.up(msgspec.structs.replace(spec, services=(other,)), Progress())
     assert (await docker.one(spec.app_id, "a")).container_id != before.container_id
@@ -597,6 +599,19 @@ async def test_data_outlives_an_update_even_where_only_the_image_declares_it(doc
     docker.engine.remove_image(image)
 
 
+async def test_a_network_removed_by_somebody_else_is_mended(docker: DockerLab) -> None:
+    spec = await docker.running(docker.service("a"))
+    before = await docker.one(spec.app_id, "a")
+    await docker.runtime.stop(spec.app_id)
+    docker.engine.ok("DELETE", f"/networks/{spec.app_id}_default")
+    with pytest.raises(RuntimeFailure):
+        await docker.runtime.start(spec.app_id)
+    await docker.runtime.up(spec, Progress())
+    after = await docker.one(spec.app_id, "a")
+    assert after.status == "running"
+    assert after.container_id != before.container_id
+
+
 async def test_a_paused_app_is_stopped_and_comes_up(docker: DockerLab) -> None:
     spec = await docker.running(docker.service("a"))
     for _ in range(2):
@@ -633,8 +648,8 @@ async def test_lines_of_all_kinds_come_whole(docker: DockerLab) -> None:
 
 
 async def test_a_large_log_costs_no_memory(docker: DockerLab) -> None:
-    count = 120_000
-    script = f"seq 1 {count} | sed 's/$/ {'x' * 60}/'"
+    count = 40_000
+    script = f"seq 1 {count} | sed 's/$/ {'x' * 300}/'"
     spec = await docker.running(docker.service("a", command=("sh", "-c", script), restart=RestartSpec(policy="no")))
 
     async def over() -> bool:
