@@ -15,11 +15,10 @@ Bodies are checked when they are read, not before: 401, 403, 404 and 405 come fi
 """
 
 import asyncio
-import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Iterable, Mapping
 from time import perf_counter
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import Final, Generic, Literal, Protocol, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -28,26 +27,20 @@ from litestar.utils.path import normalize_path
 
 from quazzar.core.addresses import TrustedProxies, rate_key
 from quazzar.core.auth import Authenticator, Principal, Realm
+from quazzar.core.bodies import Body, BodyRule
 from quazzar.core.envelope import encode_error, error_headers, from_exception
-from quazzar.core.errors import AppError, BadRequest, BodyTooLarge, RateLimited, Unauthorized, Unavailable
-from quazzar.core.ids import new_id
-from quazzar.core.jsoncheck import check_json
+from quazzar.core.errors import AppError, RateLimited, Unauthorized, Unavailable
+from quazzar.core.exchange import NO_STORE, App, Exchange, Message, Receive, Scope, Send, next_request_id, number
 from quazzar.core.logs import AccessLog, request_id
 from quazzar.core.ratelimit import Bucket, Hit, RateLimiter, parse_bucket
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Any, Any, Any], Awaitable[None]]
+__all__ = ["MAX_HEADER_BYTES", "MAX_HEADER_LINES", "MAX_URL_BYTES", "BodyRule", "Gate", "GateConfig", "LogRequest"]
 
 log = structlog.get_logger(__name__)
 
 MAX_HEADER_LINES = 100
 MAX_HEADER_BYTES = 32 * 1024
 MAX_URL_BYTES = 8 * 1024
-# Larger bodies are checked in a thread; up to here the switch costs more than the check.
-CHECK_IN_THREAD_BYTES = 64 * 1024
 
 
 class LogRequest(Protocol):
@@ -59,19 +52,6 @@ class LogRequest(Protocol):
     def __call__(
         self, *, method: str, path: str, status: int, seconds: float, request: str, client: str, principal: str | None
     ) -> None: ...
-
-
-class BodyRule(msgspec.Struct, frozen=True, kw_only=True):
-    """What a path takes as a body.
-
-    `types` are exact media types; JSON among them is checked. With `stream` the body is handed on chunk by chunk and
-    `seconds` is the longest wait for the next one, else it is the time for the whole body.
-    """
-
-    limit: int = 1024 * 1024
-    types: tuple[str, ...] = ("application/json",)
-    seconds: float = 30.0
-    stream: bool = False
 
 
 class GateConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,41 +74,9 @@ class GateConfig(msgspec.Struct, frozen=True, kw_only=True):
     log: LogRequest | None = None
 
 
-class _HeadAnswered(Exception):
-    """Ends a handler that would stream on although the answer to a HEAD is complete."""
-
-
-class _RequestIds:
-    """Ids as `new_id` makes them, at a fraction of its price: most of the text is kept for a million requests."""
-
-    def __init__(self) -> None:
-        alphabet = "234567abcdefghijklmnopqrstuvwxyz"
-        self._pairs = [high + low for high in alphabet for low in alphabet]
-        self._renew()
-        # A forked child must not go on with its parent's numbers.
-        os.register_at_fork(after_in_child=self._renew)
-
-    def _renew(self) -> None:
-        self._head = new_id("req")[:-4]
-        self._count = 0
-
-    def next(self) -> str:
-        count = self._count
-        if count >= 1024 * 1024:
-            self._renew()
-            count = 0
-        self._count = count + 1
-        pairs = self._pairs
-        return self._head + pairs[count >> 10] + pairs[count & 1023]
-
-
-_next_id: Final = _RequestIds().next
 _is_request_id: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}").fullmatch
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
-_NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
-_NO_STORE: Final = (b"cache-control", b"no-store")
-_NUMBERS: Final = tuple(b"%d" % number for number in range(1024))
 # Headers that have one meaning only; two of them are a trick or a fault.
 _SINGLE: Final = frozenset(
     {b"authorization", b"content-encoding", b"content-length", b"content-type", b"host", b"idempotency-key"}
@@ -136,9 +84,6 @@ _SINGLE: Final = frozenset(
 )
 _PROXY_HEADERS: Final = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"true-client-ip", b"via", b"x-forwarded-host")
 
-_EXPOSED: Final = (
-    b"x-request-id, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, retry-after, link, location"
-)
 _PREFLIGHT: Final = (
     (b"access-control-allow-methods", b"GET, HEAD, POST, PUT, PATCH, DELETE"),
     (b"access-control-allow-headers", b"authorization, content-type, idempotency-key, x-request-id, x-setup-token"),
@@ -146,87 +91,8 @@ _PREFLIGHT: Final = (
 )
 
 
-def _number(value: int) -> bytes:
-    return _NUMBERS[value] if 0 <= value < 1024 else b"%d" % value
-
-
-def rate_headers(hit: Hit) -> list[tuple[bytes, bytes]]:
-    """The three headers that every answer carries."""
-    return [
-        (b"x-ratelimit-limit", _number(hit.limit)),
-        (b"x-ratelimit-remaining", _number(hit.remaining)),
-        (b"x-ratelimit-reset", b"%d" % hit.reset),
-    ]
-
-
 def _tighter(one: Hit, other: Hit) -> Hit:
     return other if other.remaining < one.remaining or not other.allowed else one
-
-
-class _Exchange:
-    """One request on its way through: what is known of it, and the `send` that labels its answer."""
-
-    __slots__ = (
-        "_send",
-        "address",
-        "finished",
-        "head",
-        "hit",
-        "id",
-        "id_bytes",
-        "key",
-        "origin",
-        "path",
-        "realm",
-        "status",
-    )
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-        self.finished = False
-        self.head = False
-        self.hit: Hit | None = None
-        self.origin: bytes | None = None
-        self.address = self.key = "-"
-        self.realm: Realm = "instance"
-        self.path = ""
-        self.id = ""
-        self.id_bytes = b""
-
-    def labels(self) -> list[tuple[bytes, bytes]]:
-        hit = self.hit
-        labels = [(b"x-request-id", self.id_bytes), *(rate_headers(hit) if hit is not None else ()), _NOSNIFF]
-        if self.origin is not None:
-            labels += (
-                (b"access-control-allow-origin", self.origin),
-                (b"access-control-expose-headers", _EXPOSED),
-                (b"vary", b"origin"),
-            )
-        return labels
-
-    def send(self, message: Message) -> Awaitable[None]:
-        """Hand an answer on, with our headers on its start. Not a coroutine itself: one fewer per message."""
-        kind = message["type"]
-        if kind == "http.response.start":
-            self.status = message["status"]
-            own = message.get("headers") or ()
-            headers = [*own, *self.labels()]
-            if not any(name == b"cache-control" for name, _ in own):
-                headers.append(_NO_STORE)
-            message["headers"] = headers
-        elif kind == "http.response.body":
-            if self.head:
-                return self._end_head()
-            if not message.get("more_body", False):
-                self.finished = True
-        return self._send(message)
-
-    async def _end_head(self) -> None:
-        if self.finished:
-            raise _HeadAnswered
-        self.finished = True
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 T = TypeVar("T")
@@ -254,124 +120,6 @@ class _Paths(Generic[T]):
 
 def _segment(part: str) -> str:
     return "/[^/]+" if part.startswith("{") else "/" + re.escape(part)
-
-
-class _Body:
-    """The `receive` of a request that has a body: reads and checks it when it is first asked for."""
-
-    __slots__ = ("_error", "_exchange", "_find_rule", "_found", "_left", "_receive", "_rule", "_started")
-
-    def __init__(
-        self,
-        find_rule: Callable[[Realm, str], BodyRule],
-        exchange: _Exchange,
-        found: Mapping[bytes, bytes],
-        receive: Receive,
-    ) -> None:
-        self._find_rule = find_rule
-        self._exchange = exchange
-        self._found = found
-        self._receive = receive
-        self._started = False
-        self._error: AppError | None = None
-        self._rule: BodyRule | None = None
-        self._left = 0
-
-    async def __call__(self) -> Message:
-        # Once the answer has begun, whoever asks wants to hear that the caller left, not what its body was like.
-        if self._exchange.status:
-            return await self._receive()
-        if self._error is not None:
-            raise self._error
-        try:
-            if not self._started:
-                self._started = True
-                rule = self._find_rule(self._exchange.realm, self._exchange.path)
-                json = self._check_head(rule)
-                self._left = rule.limit
-                if not rule.stream:
-                    return await self._whole(rule, json=json)
-                self._rule = rule
-            if self._rule is not None:
-                return await self._chunk(self._rule)
-        except AppError as error:
-            self._error = error
-            raise
-        return await self._receive()
-
-    def _check_head(self, rule: BodyRule) -> bool:
-        """Raise for what the headers alone tell; return whether the body is JSON."""
-        found = self._found
-        length = found.get(b"content-length")
-        if length is not None:
-            if not length.isdigit():
-                raise BadRequest("The header Content-Length can't be read")
-            if len(length) > 18 or int(length) > rule.limit:
-                raise _too_large(rule)
-        if found.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise BadRequest("The body must not be compressed", code="invalid_content_encoding")
-        kind = _media_type(found.get(b"content-type", b""))
-        if kind not in rule.types:
-            expected = " or ".join(rule.types)
-            raise BadRequest(f"The content type must be {expected}", code="invalid_content_type")
-        return kind == "application/json"
-
-    async def _whole(self, rule: BodyRule, *, json: bool) -> Message:
-        chunks: list[bytes] = []
-        try:
-            async with asyncio.timeout(rule.seconds):
-                more = True
-                while more:
-                    message = await self._next(rule)
-                    chunks.append(message.get("body", b""))
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            raise _too_slow() from None
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if json and body:
-            if len(body) > CHECK_IN_THREAD_BYTES:
-                await asyncio.to_thread(check_json, body)
-            else:
-                check_json(body)
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def _chunk(self, rule: BodyRule) -> Message:
-        try:
-            async with asyncio.timeout(rule.seconds):
-                message = await self._next(rule)
-        except TimeoutError:
-            raise _too_slow() from None
-        if not message.get("more_body", False):
-            self._rule = None
-        return message
-
-    async def _next(self, rule: BodyRule) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            # Nobody is left to read this; it only ends the handler quietly.
-            raise BadRequest("The body is incomplete", code="body_incomplete")
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise _too_large(rule)
-        return message
-
-
-def _media_type(value: bytes) -> str:
-    """The media type without parameters; empty when a parameter other than `charset=utf-8` makes it another one."""
-    if value == b"application/json":
-        return "application/json"
-    kind, _, parameter = value.decode("latin-1").lower().partition(";")
-    if parameter.strip() not in ("", "charset=utf-8", 'charset="utf-8"'):
-        return ""
-    return kind.strip()
-
-
-def _too_large(rule: BodyRule) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {rule.limit:,} bytes")
-
-
-def _too_slow() -> BadRequest:
-    return BadRequest("The body did not arrive in time", code="body_timeout")
 
 
 class _Refused(AppError):
@@ -432,7 +180,7 @@ class Gate:
             return
         started = perf_counter()
         self.in_flight += 1
-        exchange = _Exchange(send)
+        exchange = Exchange(send)
         method: str = scope["method"]
         principal: Principal | None = None
         naming = None
@@ -445,7 +193,7 @@ class Gate:
                 return
             length = found.get(b"content-length")
             if (length is not None and length != b"0") or b"transfer-encoding" in found:
-                receive = _Body(self._rule_of, exchange, found, receive)
+                receive = Body(self._rule_of, exchange, found, receive)
             if method == "HEAD":
                 # The server looks into its own scope to see that no body may follow.
                 exchange.head = True
@@ -478,7 +226,7 @@ class Gate:
 
     # --- what is asked of a head -------------------------------------------------------------------------------
 
-    def _enter(self, scope: Scope, exchange: _Exchange) -> dict[bytes, bytes]:
+    def _enter(self, scope: Scope, exchange: Exchange) -> dict[bytes, bytes]:
         """Name the request and judge its head; returns the headers (the last of each name), raises `_Refused`."""
         headers = scope["headers"]
         found: dict[bytes, bytes] = dict(headers)
@@ -487,7 +235,7 @@ class Gate:
             exchange.id_bytes = given
             exchange.id = given.decode("ascii")
         else:
-            exchange.id = _next_id()
+            exchange.id = next_request_id()
             exchange.id_bytes = exchange.id.encode("ascii")
         state = scope.get("state")
         if state is None:
@@ -522,7 +270,7 @@ class Gate:
                 exchange.origin = origin
         return found
 
-    def _find_realm(self, scope: Scope, exchange: _Exchange) -> str:
+    def _find_realm(self, scope: Scope, exchange: Exchange) -> str:
         """Set realm and path within it. The router collapses slashes, so all that is decided here does so as well."""
         path: str = scope["path"]
         if "//" in path or (path[-1:] == "/" and path != "/") or path[:1] != "/":
@@ -556,7 +304,7 @@ class Gate:
     # --- who it is, and whether it may come in now --------------------------------------------------------------
 
     async def _admit(
-        self, scope: Scope, exchange: _Exchange, found: Mapping[bytes, bytes], *, strict: bool
+        self, scope: Scope, exchange: Exchange, found: Mapping[bytes, bytes], *, strict: bool
     ) -> Principal | None:
         """Find the caller out and count the request; raises `RateLimited`, or `Unavailable` when that can't be done."""
         bucket = self._limits[exchange.realm]
@@ -585,7 +333,7 @@ class Gate:
                     raise _rate_limited(hit)
         return principal
 
-    async def _resolve(self, scope: Scope, exchange: _Exchange, authorization: bytes) -> Principal | None:
+    async def _resolve(self, scope: Scope, exchange: Exchange, authorization: bytes) -> Principal | None:
         """Verify a credential that is not known yet; a bad one is noted, so that guards can tell why."""
         failures = await self._limiter.peek(self._failures, exchange.key)
         if not failures.allowed:
@@ -600,7 +348,7 @@ class Gate:
 
     # --- answers of our own --------------------------------------------------------------------------------------
 
-    async def _failed(self, scope: Scope, exchange: _Exchange, error: Exception) -> None:
+    async def _failed(self, scope: Scope, exchange: Exchange, error: Exception) -> None:
         """Answer for an exception that ended the request, or note that the answer broke off."""
         if exchange.head and exchange.finished:
             return
@@ -618,13 +366,13 @@ class Gate:
         exchange.head = exchange.head or scope["method"] == "HEAD"
         await self._count_refusal(exchange)
         body = encode_error(answer, exchange.id)
-        headers = [(b"content-type", b"application/json"), (b"content-length", _number(len(body)))]
+        headers = [(b"content-type", b"application/json"), (b"content-length", number(len(body)))]
         await exchange.send(
             {"type": "http.response.start", "status": answer.status, "headers": headers + error_headers(answer)}
         )
         await exchange.send({"type": "http.response.body", "body": body})
 
-    async def _count_refusal(self, exchange: _Exchange) -> None:
+    async def _count_refusal(self, exchange: Exchange) -> None:
         """What was refused before it was counted is counted now, by its address."""
         if exchange.hit is None:
             bucket = self._limits[exchange.realm]
@@ -639,7 +387,7 @@ class Gate:
         """As a request: named, admitted, counted. A refusal is an HTTP answer where the server can send one."""
         started = perf_counter()
         self.in_flight += 1
-        exchange = _Exchange(send)
+        exchange = Exchange(send)
         principal: Principal | None = None
         naming = None
 
@@ -683,14 +431,14 @@ class Gate:
                 principal=None if principal is None else principal.key_id or principal.user_id,
             )
 
-    async def _close(self, scope: Scope, exchange: _Exchange, send: Send, error: AppError) -> None:
+    async def _close(self, scope: Scope, exchange: Exchange, send: Send, error: AppError) -> None:
         exchange.status = error.status
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": 4000 + error.status, "reason": error.code})
             return
         await self._count_refusal(exchange)
         body = encode_error(error, exchange.id)
-        headers = [(b"content-type", b"application/json"), (b"content-length", _number(len(body))), _NO_STORE]
+        headers = [(b"content-type", b"application/json"), (b"content-length", number(len(body))), NO_STORE]
         headers += exchange.labels() + error_headers(error)
         await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": body})
@@ -721,6 +469,6 @@ def _rate_limited(hit: Hit) -> RateLimited:
     return RateLimited(headers={"Retry-After": str(hit.retry_after())})
 
 
-async def _preflight(exchange: _Exchange) -> None:
+async def _preflight(exchange: Exchange) -> None:
     await exchange.send({"type": "http.response.start", "status": 204, "headers": list(_PREFLIGHT)})
     await exchange.send({"type": "http.response.body", "body": b""})
