@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import http.server
+import io
 import json
 import os
 import secrets
@@ -10,12 +11,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import asyncpg
+import psutil
 import pytest
 from argon2 import PasswordHasher
 
@@ -146,9 +149,7 @@ class TestStartProblems:
         ("key", "says"),
         [
             (base64.b64encode(b"0123456789abcdef").decode(), "must be 32 random bytes"),
-            (base64.b64encode(b"change-me-change-me-change-me-12").decode(), "is too weak"),
             ("0" * 64, "is too weak"),
-            ("canary!", "is neither base64 nor hex"),
         ],
     )
     def test_s17_a_weak_key_does_not_start(self, tmp_path: Path, key: str, says: str) -> None:
@@ -171,11 +172,10 @@ class TestStartProblems:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             url = f"postgresql://u:canary@127.0.0.1:{unused.getsockname()[1]}/x"
-            for command in ([], ["migrate"]):
-                result = quazzar(*command, "--data-dir", str(tmp_path), environ={"QUAZZAR_DATABASE_URL": url})
-                assert result.returncode == 1
-                assert only_sentence(result).startswith("The database of database.url can't be reached: ")
-                assert "canary" not in result.stderr
+            result = quazzar("--data-dir", str(tmp_path), environ={"QUAZZAR_DATABASE_URL": url})
+        assert result.returncode == 1
+        assert only_sentence(result) == "The database of database.url can't be reached: the connection was refused"
+        assert "canary" not in result.stderr
 
     def test_an_error_of_our_own_is_a_sentence_too(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -187,6 +187,23 @@ class TestStartProblems:
         assert main(["keys", "rotate", "--data-dir", str(tmp_path)]) == 1
         output = capsys.readouterr()
         assert output.err.splitlines()[-1].startswith("quazzar: stopped by an error of its own (RuntimeError: token=*")
+
+
+class TestSignals:
+    def test_sigterm_during_the_start_undoes_it(self, tmp_path: Path) -> None:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("QUAZZAR_")}
+        command = [sys.executable, "-m", "quazzar", "--port=0", f"--data-dir={tmp_path}"]
+        with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "postgres").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.terminate()
+            _, errors = process.communicate(timeout=40)
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+        mine = [found.info for found in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(found.info["cmdline"])]
+        assert mine == []
 
 
 class TestKeys:
@@ -370,6 +387,12 @@ def running_quazzar() -> Iterator[int]:
 PASSWORD = "quartz weather balloon 7"
 
 
+def parse_raw(keyring: Keyring) -> dict[str, bytes]:
+    """The keys of a ring by their ids."""
+    pairs = (pair.split(":") for pair in keyring.dump().split(","))
+    return {key_id: base64.b64decode(key) for key_id, key in pairs}
+
+
 class TestAdmin:
     """On a database that is migrated and in use by others, as on a running server."""
 
@@ -381,11 +404,22 @@ class TestAdmin:
         await connection.close()
 
     @pytest.fixture
-    def run(self, database_urls: DatabaseUrls, tmp_path: Path) -> Callable[..., Awaitable[Result]]:
+    def run(
+        self,
+        database_urls: DatabaseUrls,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> Callable[..., Awaitable[Result]]:
+        """The command in a thread of this process, which has an event loop of its own there."""
+
         async def run(*arguments: str, text: str = PASSWORD + "\n") -> Result:
-            environ = {"QUAZZAR_DATABASE_URL": database_urls.owner}
-            flags = ("--data-dir", str(tmp_path))
-            return await asyncio.to_thread(quazzar, "admin", *arguments, *flags, environ=environ, text=text)
+            monkeypatch.setenv("QUAZZAR_DATABASE_URL", database_urls.owner)
+            monkeypatch.setattr("sys.stdin", io.StringIO(text))
+            command = [*arguments, "--data-dir", str(tmp_path)]
+            code = await asyncio.to_thread(main, command)
+            output = capsys.readouterr()
+            return subprocess.CompletedProcess(command, code, output.out, output.err)
 
         return run
 
@@ -443,7 +477,7 @@ class TestAdmin:
     ) -> None:
         user_id = await self.add_user(connection, "ada")
         assert await self.state(connection, user_id) == (False, 1, True)
-        result = await run("reset-password")
+        result = await run("admin", "reset-password")
         assert result.stdout == "The password of ada is set, all of their sessions are ended\n", result.stderr
         assert await self.state(connection, user_id) == (True, 0, True)
         audited = await connection.fetchrow(
@@ -456,7 +490,7 @@ class TestAdmin:
         self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]]
     ) -> None:
         user_id = await self.add_user(connection, "ada")
-        result = await run("reset-password", "--disable-totp")
+        result = await run("admin", "reset-password", "--disable-totp")
         assert result.returncode == 0, result.stderr
         assert await self.state(connection, user_id) == (True, 0, False)
 
@@ -464,9 +498,9 @@ class TestAdmin:
         self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]]
     ) -> None:
         ada, grace = await self.add_user(connection, "ada"), await self.add_user(connection, "grace")
-        unnamed = await run("reset-password")
+        unnamed = await run("admin", "reset-password")
         assert (unnamed.returncode, only_sentence(unnamed)) == (2, "say whose password by --username")
-        assert (await run("reset-password", "--username", "grace")).returncode == 0
+        assert (await run("admin", "reset-password", "--username", "grace")).returncode == 0
         assert await self.state(connection, ada) == (False, 1, True)
         assert await self.state(connection, grace) == (True, 0, True)
 
@@ -474,7 +508,7 @@ class TestAdmin:
         self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]]
     ) -> None:
         user_id = await self.add_user(connection, "ada@example.com", realm="panel")
-        result = await run("reset-password", "--username", "ada@example.com")
+        result = await run("admin", "reset-password", "--username", "ada@example.com")
         assert result.returncode == 0, result.stderr
         assert await self.state(connection, user_id) == (True, 0, True)
 
@@ -496,7 +530,7 @@ class TestAdmin:
         says: str,
     ) -> None:
         user_id = await self.add_user(connection, "ada")
-        result = await run("reset-password", "--username", name, text=password)
+        result = await run("admin", "reset-password", "--username", name, text=password)
         assert (result.returncode, only_sentence(result)) == (1, says)
         assert await self.state(connection, user_id) == (False, 1, True)
 
@@ -504,21 +538,54 @@ class TestAdmin:
         self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]], tmp_path: Path
     ) -> None:
         path = tmp_path / "setup-token"
-        first, second = await run("setup-token"), await run("setup-token")
+        first, second = await run("admin", "setup-token"), await run("admin", "setup-token")
         assert first.returncode == second.returncode == 0, first.stderr
         assert first.stdout != second.stdout == path.read_text()
         assert path.stat().st_mode & 0o777 == 0o600
         await connection.execute("INSERT INTO instance_setup (id, user_id) VALUES (1, 'usr_x')")
-        done = await run("setup-token")
+        done = await run("admin", "setup-token")
         assert done.returncode == 1
         assert only_sentence(done).startswith("this instance is set up already")
         assert not path.exists()
 
-    def test_where_there_is_no_quazzar_none_is_made(self, tmp_path: Path) -> None:
-        for command in (["reset-password"], ["setup-token"]):
-            result = quazzar("admin", *command, "--data-dir", str(tmp_path))
-            assert result.returncode == 1
-            assert only_sentence(result).startswith(f"There is no Quazzar in {tmp_path}; say by --data-dir")
+    async def test_after_a_rotation_every_stored_secret_is_sealed_anew(
+        self,
+        connection: "asyncpg.Connection[Any]",
+        run: Callable[..., Awaitable[Result]],
+        tmp_path: Path,
+    ) -> None:
+        old = Keyring({"old": secrets.token_bytes(32)})
+        both = Keyring({"new": secrets.token_bytes(32)} | parse_raw(old))
+        user_id, app_id = await self.add_user(connection, "ada"), new_id("app")
+        totp, secret = f"users.totp_secret:{user_id}", f"apps.secrets:{app_id}"
+        await connection.execute("UPDATE users SET totp_secret = $1", old.seal(b"TOTP", context=totp))
+        await connection.execute(
+            "INSERT INTO apps (id, name, definition, secrets, status) VALUES ($1, 'a', '{}', $2, 'stopped')",
+            app_id,
+            old.seal(b"{}", context=secret),
+        )
+        (tmp_path / "secret.key").touch(0o600)
+        (tmp_path / "secret.key").write_text(both.dump())
+
+        result = await run("keys", "reseal")
+        assert result.stdout == "2 secrets are sealed with key new\n", result.stderr
+        new_alone = Keyring({"new": parse_raw(both)["new"]})
+        assert new_alone.open(await connection.fetchval("SELECT totp_secret FROM users"), context=totp) == b"TOTP"
+        assert new_alone.open(await connection.fetchval("SELECT secrets FROM apps"), context=secret) == b"{}"
+
+        (tmp_path / "secret.key").write_text(old.dump())
+        lost = await run("keys", "reseal")
+        assert (lost.returncode, lost.stdout) == (1, "")
+        assert only_sentence(lost).startswith("A secret can't be opened with any key that is here; nothing was changed")
+        await connection.execute("DELETE FROM apps")
+
+    @pytest.mark.parametrize("command", [["admin", "reset-password"], ["admin", "setup-token"]])
+    def test_where_there_is_no_quazzar_none_is_made(
+        self, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([*command, "--data-dir", str(tmp_path)]) == 1
+        where = f"quazzar: There is no Quazzar in {tmp_path}; say by --data-dir where it keeps its data\n"
+        assert capsys.readouterr().err == where
         assert list(tmp_path.iterdir()) == []
 
     def test_two_different_passwords_are_refused(

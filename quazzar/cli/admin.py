@@ -1,17 +1,13 @@
 """`quazzar admin …`: ways back in for who has a shell on the server. They work beside a running Quazzar too."""
 
-import contextlib
 import getpass
 import sys
-from collections.abc import AsyncIterator
 
 from quazzar.cli.arguments import USAGE_ERROR, Arguments
+from quazzar.cli.database import usable_database
 from quazzar.cli.serve import run_async
 from quazzar.core.auth import Realm
-from quazzar.core.db import Database
 from quazzar.settings import Settings
-
-_POOL = 2
 
 
 def reset_password(arguments: Arguments) -> int:
@@ -52,53 +48,6 @@ def _read_password(name: str) -> str | None:
     return password if getpass.getpass("Once more: ") == password else None
 
 
-@contextlib.asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[Database]:
-    """The database of `settings`: of the Quazzar that runs on this data folder, or opened for as long as the block.
-
-    Raises `StartProblem`; makes nothing where nothing is.
-    """
-    from quazzar.core.postgres import EmbeddedPostgres  # noqa: PLC0415 - after the arguments are judged
-    from quazzar.process import StartProblem, open_database  # noqa: PLC0415
-
-    urls = None
-    if settings.database.url is None:
-        folder = settings.server.data_dir
-        if not (folder / "postgres").is_dir():
-            raise StartProblem(f"There is no Quazzar in {folder}; say by --data-dir where it keeps its data")
-        urls = await EmbeddedPostgres.running_urls(folder)
-    if urls is None:
-        async with open_database(settings) as opened:
-            await _require_schema(opened.database)
-            yield opened.database
-        return
-    database = Database(urls.app, pool_size=_POOL)
-    try:
-        await _require_schema(database)
-        yield database
-    finally:
-        await database.close()
-
-
-async def _require_schema(database: Database) -> None:
-    import asyncpg  # noqa: PLC0415
-
-    from quazzar.core.migrations import schema_state  # noqa: PLC0415
-    from quazzar.process import StartProblem  # noqa: PLC0415
-
-    try:
-        connection = await database.connect()
-        try:
-            state = await schema_state(connection)
-        finally:
-            await connection.close()
-    except (OSError, asyncpg.PostgresError, TimeoutError) as error:
-        why = "run this command as the user that Quazzar runs as"
-        raise StartProblem(f"The database lets this command not in ({type(error).__name__}); {why}") from error
-    if not state.is_current:
-        raise StartProblem("The database has another schema than this release; start Quazzar, or run `quazzar migrate`")
-
-
 def _realm(settings: Settings, name: str | None) -> Realm:
     """Where a name is known: the panel's people log in by address, and only an instance has a single admin."""
     if settings.server.mode == "all":
@@ -110,7 +59,7 @@ async def _only_admin(settings: Settings) -> str | None:
     """What the one admin logs in as; None when there is none, or a choice."""
     from quazzar.accounts.service import AccountService  # noqa: PLC0415 - after the arguments are judged
 
-    async with _database(settings) as database, database.begin() as session:
+    async with usable_database(settings) as database, database.begin() as session:
         names = await AccountService(session, _realm(settings, None)).admin_names()
     return names[0] if len(names) == 1 else None
 
@@ -119,7 +68,7 @@ async def _reset(settings: Settings, name: str, password: str, *, disable_totp: 
     from quazzar.accounts.service import AccountService  # noqa: PLC0415
 
     realm = _realm(settings, name)
-    async with _database(settings) as database:
+    async with usable_database(settings) as database:
         async with database.begin() as session:
             user_id = await AccountService(session, realm).user_id(name)
         # Sessions are seen by their user alone, so the work is done in that user's scope.
@@ -130,5 +79,5 @@ async def _reset(settings: Settings, name: str, password: str, *, disable_totp: 
 async def _renew_token(settings: Settings) -> str | None:
     from quazzar.instance.auth.service import renew_setup_token  # noqa: PLC0415
 
-    async with _database(settings) as database, database.begin() as session:
+    async with usable_database(settings) as database, database.begin() as session:
         return await renew_setup_token(settings.server.data_dir, session)

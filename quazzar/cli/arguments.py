@@ -88,6 +88,8 @@ def _parser() -> _Parser:
     )
     rotate = keys.add_parser("rotate", parents=[shared], help="make a new master key the current one")
     rotate.set_defaults(command=("keys", "rotate"))
+    reseal = keys.add_parser("reseal", parents=[shared], help="seal every stored secret with the current master key")
+    reseal.set_defaults(command=("keys", "reseal"))
     return parser
 
 

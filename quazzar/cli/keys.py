@@ -1,8 +1,11 @@
-"""`quazzar keys rotate`: a new master key, with the old ones kept for what was sealed and signed with them."""
+"""`quazzar keys …`: a new master key in front of the old ones, and what was sealed with those sealed with it."""
 
 from quazzar.cli.arguments import Arguments
-from quazzar.core.crypto import parse_keys, write_private
-from quazzar.process import open_keyring, prepare_data_dir
+from quazzar.cli.database import usable_database
+from quazzar.cli.serve import run_async
+from quazzar.core.crypto import Keyring, SealBroken, parse_keys, write_private
+from quazzar.process import StartProblem, open_keyring, prepare_data_dir
+from quazzar.settings import Settings
 
 
 def rotate(arguments: Arguments) -> int:
@@ -18,3 +21,25 @@ def rotate(arguments: Arguments) -> int:
     older = len(keyring.key_ids) - 1
     print(f"Key {keyring.current} signs and seals from the next start; {older} older kept for reading")
     return 0
+
+
+def reseal(arguments: Arguments) -> int:
+    """Every running process must know the current key already, so this comes after the restart, not with `rotate`."""
+    settings = arguments.settings()
+    keyring = open_keyring(settings)
+    try:
+        count = run_async(_reseal(settings, keyring))
+    except SealBroken:
+        raise StartProblem(
+            "A secret can't be opened with any key that is here; nothing was changed. Put the key that is missing back"
+        ) from None
+    print(f"{count} secrets are sealed with key {keyring.current}")
+    return 0
+
+
+async def _reseal(settings: Settings, keyring: Keyring) -> int:
+    from quazzar.accounts import service as accounts  # noqa: PLC0415 - `rotate` needs neither
+    from quazzar.instance.apps import service as apps  # noqa: PLC0415
+
+    async with usable_database(settings) as database, database.begin() as session:
+        return await accounts.reseal(session, keyring) + await apps.reseal(session, keyring)

@@ -177,6 +177,12 @@ def open_config(app: Held, keyring: Keyring) -> Config:
     return {**app.config, **values}
 
 
+def sealed_anew(app_id: str, sealed: bytes, keyring: Keyring) -> bytes:
+    """`sealed` under the ring's current key. Raises `SealBroken`, as `open_config` does."""
+    context = _context(app_id)
+    return keyring.seal(keyring.open(sealed, context=context), context=context)
+
+
 def _context(app_id: str) -> str:
     return f"apps.secrets:{app_id}"
 

@@ -14,7 +14,7 @@ from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobKind, enqueue, wait_for
 from quazzar.instance.apps import jobs, store
-from quazzar.instance.apps.building import Draft, draft_app, url_of
+from quazzar.instance.apps.building import Draft, draft_app, sealed_anew, url_of
 from quazzar.instance.apps.errors import (
     AppBusy,
     AppNameTaken,
@@ -264,3 +264,11 @@ async def wait_until_gone(database: Database, app_id: str, job_id: str) -> FullA
     if job is not None and job.finished:
         raise UninstallFailed(f"The app could not be removed: {row.status_reason or job.error}")
     return row
+
+
+async def reseal(session: AsyncSession, keyring: Keyring) -> int:
+    """Seal the secrets of every app anew under the ring's current key; gives how many apps. Raises `SealBroken`."""
+    rows = await store.find_sealed(session)
+    for app_id, sealed in rows:
+        await store.replace_sealed(session, app_id, sealed_anew(app_id, sealed, keyring))
+    return len(rows)

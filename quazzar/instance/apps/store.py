@@ -371,3 +371,13 @@ async def release_ports(session: AsyncSession, app_id: str) -> None:
 async def lock_ports(session: AsyncSession) -> None:
     """One at a time picks free ports, so that two installs don't pick the same ones and one of them fails."""
     await session.execute(text("SELECT pg_advisory_xact_lock(hashtext('app_ports'))"))
+
+
+async def find_sealed(session: AsyncSession) -> Sequence[tuple[str, bytes]]:
+    """Id and sealed secrets of all apps that have some, locked: for a change of the master key."""
+    statement = select(App.id, App.secrets).where(App.secrets.is_not(None)).order_by(App.id).with_for_update()
+    return [(app_id, sealed) for app_id, sealed in await session.execute(statement) if sealed is not None]
+
+
+async def replace_sealed(session: AsyncSession, app_id: str, sealed: bytes) -> None:
+    await session.execute(update(App).where(App.id == app_id).values(secrets=sealed))
