@@ -87,6 +87,11 @@ class LoginService:
                 await guesses.password_was_wrong(session)
                 audit(session, "session.create", subject=user.id if user is not None else None, outcome="refused")
             raise BadCredentials
+        return await self._password_was_right(name, user, password, guesses, at_home=at_home)
+
+    async def _password_was_right(
+        self, name: str, user: Any, password: str, guesses: Guesses, *, at_home: bool, again: bool = True
+    ) -> TokenPair | TotpRequired:
         if user.totp_enabled_at is not None:
             async with self._begin() as session:
                 await guesses.password_was_right(session, at_home=at_home)
@@ -94,9 +99,20 @@ class LoginService:
         new_hash = user.password_hash
         if self._accounts.passwords.is_outdated(new_hash):
             new_hash = await self._accounts.passwords.hash(password)
+        try:
+            async with self._begin() as session:
+                await guesses.password_was_right(session, at_home=at_home)
+                return await self._open(session, user, password_hash=new_hash)
+        except BadCredentials:
+            if not again:
+                raise
+        # Something changed meanwhile: a parallel login renewed the hash, the password is another one now, or the
+        # second factor was turned on.
         async with self._begin() as session:
-            await guesses.password_was_right(session, at_home=at_home)
-            return await self._open(session, user.id, former=user.password_hash, password_hash=new_hash)
+            user = await store.find_user(session, self._realm, name)
+        if user is None or not await self._accounts.passwords.verify(user.password_hash, password):
+            raise BadCredentials
+        return await self._password_was_right(name, user, password, guesses, at_home=at_home, again=False)
 
     def _second_step(self, user_id: str, password_hash: str) -> TotpRequired:
         # In place of a session: which password was given, so that changing it ends logins that are half done.
@@ -131,7 +147,7 @@ class LoginService:
                 await guesses.code_was_right(session)
                 if not await end_step(session, claims.jti):
                     raise SecondFactorRefused
-                return await self._open(session, user.id, former=user.password_hash, password_hash=user.password_hash)
+                return await self._open(session, user, password_hash=user.password_hash)
             audit(session, "session.create", subject=user.id, outcome="refused", after={"step": "totp"})
         raise SecondFactorRefused
 
@@ -142,11 +158,21 @@ class LoginService:
         except Unauthorized as error:
             raise SecondFactorRefused(code=error.code) from None
 
-    async def _open(self, session: AsyncSession, user_id: str, *, former: str, password_hash: str) -> TokenPair:
-        """A new session of a user who has proved themselves; the oldest beyond the limit ends."""
-        realm = self._realm
+    async def _open(self, session: AsyncSession, user: Any, *, password_hash: str) -> TokenPair:
+        """A new session of a user who has proved themselves; the oldest beyond the limit ends.
+
+        Raises `BadCredentials` when what they proved themselves with is not `user`'s any more.
+        """
+        realm, user_id = self._realm, user.id
         await set_scope(session, user=user_id)
-        if not await store.mark_login(session, realm, user_id, former=former, password_hash=password_hash):
+        if not await store.mark_login(
+            session,
+            realm,
+            user_id,
+            former=user.password_hash,
+            password_hash=password_hash,
+            totp=user.totp_enabled_at is not None,
+        ):
             raise BadCredentials
         tenant_id = None
         if self._accounts.tenancy is not None and realm == "panel":

@@ -129,14 +129,21 @@ async def replace_password(
     return _touched(await session.execute(statement)) == 1
 
 
-async def mark_login(session: AsyncSession, realm: Realm, user_id: str, *, former: str, password_hash: str) -> bool:
-    """Note the login and store the (perhaps renewed) hash; False when the password changed while it was checked.
+async def mark_login(
+    session: AsyncSession, realm: Realm, user_id: str, *, former: str, password_hash: str, totp: bool
+) -> bool:
+    """Note the login and store the (perhaps renewed) hash; False when password or second factor changed meanwhile.
 
     Locks the user's row: logins of one user are finished one after the other.
     """
     statement = (
         update(User)
-        .where(User.id == user_id, User.realm == realm, User.password_hash == former)
+        .where(
+            User.id == user_id,
+            User.realm == realm,
+            User.password_hash == former,
+            User.totp_enabled_at.is_not(None) if totp else User.totp_enabled_at.is_(None),
+        )
         .values(last_login_at=func.now(), password_hash=password_hash)
     )
     return _touched(await session.execute(statement)) == 1
