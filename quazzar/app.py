@@ -17,7 +17,7 @@ from quazzar.accounts.process import Accounts
 from quazzar.core.auth import Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
-from quazzar.core.envelope import exception_handlers
+from quazzar.core.envelope import exception_handlers, remember_error
 from quazzar.core.gate import BodyRule, Gate, GateConfig
 from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.idempotency import Replay
@@ -132,6 +132,9 @@ class Application:
             ],
             request_class=JsonRequest,
             exception_handlers={**exception_handlers, Replay: lambda _, replay: replay.response},
+            after_exception=[remember_error],
+            # Bodies are limited by the gate, path by path; Litestar's own cap would come before a larger one.
+            request_max_body_size=None,
             lifespan=[self._running],
             openapi_config=None,
             logging_config=None,

@@ -6,11 +6,11 @@ second request with the key while the first runs finds the advisory lock taken.
 
 import hashlib
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import msgspec
 from litestar import Request, Response
-from litestar.response.base import ASGIResponse
 from sqlalchemy import DateTime, LargeBinary, String, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -49,6 +49,16 @@ class Replay(Exception):
         self.response = response
 
 
+class Built(Protocol):
+    """An answer that is ready to be sent."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def body(self) -> bytes: ...
+    def encode_headers(self) -> Iterable[tuple[bytes, bytes]]: ...
+
+
 class Pending:
     """A request whose answer will be kept under its key once the handler has made it."""
 
@@ -60,7 +70,7 @@ class Pending:
         self._scope = scope
         self._digest = digest
 
-    async def keep(self, response: ASGIResponse) -> None:
+    async def keep(self, response: Built) -> None:
         """Write the answer into the open transaction; answers of 400 and more never get here, they roll back."""
         headers = [(name.decode(), value.decode()) for name, value in response.encode_headers()]
         plain = msgspec.msgpack.encode(_Kept(response.status_code, headers, response.body))

@@ -1,14 +1,16 @@
 """Route decorators of this project: Litestar's handlers with a guard check that copies nothing."""
 
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any, cast
 
+import msgspec
 from litestar import Litestar, Request
 from litestar.connection import ASGIConnection
 from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from quazzar.core.idempotency import Pending
 
@@ -22,11 +24,41 @@ class Endpoint(HTTPRouteHandler):
 
     async def to_response(self, app: Litestar, data: Any, request: Request[Any, Any, Any]) -> ASGIApp:
         """Build the answer; one under an `Idempotency-Key` is kept in the still open transaction."""
-        response = await super().to_response(app, data, request)
+        response: ASGIApp
+        if isinstance(data, _PLAIN):
+            response = Answer(self.status_code, None if data is None else _encode(data))
+        else:
+            response = await super().to_response(app, data, request)
         pending: Pending | None = request.scope["state"].get("idempotent")
-        if pending is not None and isinstance(response, ASGIResponse):
+        if pending is not None and isinstance(response, Answer | ASGIResponse):
             await pending.keep(response)
         return response
+
+
+_PLAIN = (msgspec.Struct, list, dict, NoneType)
+_encode = msgspec.json.Encoder().encode
+_JSON = (b"content-type", b"application/json")
+
+
+class Answer:
+    """What a handler returned, as JSON; Litestar's own response objects cost as much as a small handler does.
+
+    `body` is None for an answer without one (204).
+    """
+
+    __slots__ = ("_headers", "body", "status_code")
+
+    def __init__(self, status_code: int, body: bytes | None) -> None:
+        self.status_code = status_code
+        self.body = body or b""
+        self._headers = [] if body is None else [_JSON, (b"content-length", b"%d" % len(body))]
+
+    def encode_headers(self) -> list[tuple[bytes, bytes]]:
+        return self._headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - an ASGI app
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self._headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
 
 
 Decorator = Callable[[Callable[..., Any]], Endpoint]
