@@ -273,18 +273,22 @@ class DockerRuntime:
 
     async def _held(self, app_id: str | None) -> list[Held]:
         """The services' containers, inspected, in the order of their start; those that go meanwhile are left out."""
-        ids = [one["Id"] for one in await self._containers(app_id) if objects.SERVICE in one["Labels"]]
+        ids = [one["Id"] for one in await self._containers(app_id) if one["Labels"].get(objects.SERVICE)]
         found = await _all(self._inspect(one) for one in ids)
         return sorted((one for one in found if one is not None), key=lambda one: (one.order, one.state.name))
 
     async def _inspect(self, container_id: str) -> Held | None:
+        """One of our containers; None when it is gone, or only looks like one of ours."""
         try:
             async with self._engine.call() as client:
                 inspected = await client.containers.container(container_id).show()
         except Gone:
             return None
         digest = await self._images.digest_of(inspected["Image"], inspected["Config"]["Image"])
-        return objects.held(inspected, image_digest=digest)
+        try:
+            return objects.held(inspected, image_digest=digest)
+        except (KeyError, ValueError, msgspec.ValidationError):  # labels that we did not write
+            return None
 
     async def _networks(self, app_id: str | None) -> list[dict[str, Any]]:
         async with self._engine.call() as client:
@@ -402,7 +406,8 @@ class DockerRuntime:
         config: dict[str, Any] = {
             "Image": service.image,
             "Cmd": ["none"],
-            "Labels": objects.labels(spec.app_id, {objects.FILES: service.name}),
+            # A container has the labels of its image too: no image may make this one a service.
+            "Labels": objects.labels(spec.app_id, {objects.FILES: service.name, objects.SERVICE: ""}),
             "HostConfig": {"NetworkMode": "none", "Mounts": [*mounts, *filled]},
         }
         async with self._engine.call(HEAVY_SECONDS, service=service.name) as client:

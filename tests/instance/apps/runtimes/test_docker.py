@@ -434,6 +434,29 @@ async def test_s34_nothing_foreign_is_ever_touched(docker: DockerLab) -> None:
         engine.remove_image(f"foreign/{tail}:1")
 
 
+async def test_labels_that_are_not_ours_confuse_nobody(docker: DockerLab) -> None:
+    spec = await docker.running(docker.service("a"))
+    app, other = spec.app_id, new_id("app")
+    odd: list[dict[str, str]] = [
+        {"io.quazzar.app": other},
+        {"io.quazzar.app": other, "io.quazzar.service": "x", "io.quazzar.order": "first"},
+        {"io.quazzar.app": other, "io.quazzar.service": "x", "io.quazzar.depends": "nonsense"},
+        {"io.quazzar.app": other, "io.quazzar.service": "x", "io.quazzar.depends": "a:b:c"},
+        {"io.quazzar.app": app + "x", "io.quazzar.service": "", "io.quazzar.order": "1"},
+        {"io.quazzar.service": "a", "io.quazzar.order": "1"},
+    ]
+    body = {"Image": IMAGE, "Cmd": ["true"]}
+    made = [docker.engine.ok("POST", "/containers/create", body=body | {"Labels": one})["Id"] for one in odd]
+    try:
+        assert [one.app_id for one in await docker.runtime.find()] == [app]
+        assert await docker.runtime.get(other) is None
+        await docker.runtime.remove(app, keep_volumes=False)
+        assert await docker.runtime.find() == []
+    finally:
+        for one in made:
+            docker.engine.ok("DELETE", f"/containers/{one}", params={"force": "1"})
+
+
 async def test_a_foreign_volume_with_the_name_of_ours_is_not_taken(docker: DockerLab) -> None:
     spec = app_spec(docker.service("a"), volumes=("data",))
     name = f"{spec.app_id}_data"
@@ -728,12 +751,17 @@ async def test_events_are_only_those_of_apps(docker: DockerLab) -> None:
     await asyncio.sleep(0.3)
     body = {"Image": IMAGE, "Cmd": ["true"], "Labels": {"io.quazzar.files": "x"}}
     foreign = docker.engine.ok("POST", "/containers/create", body=body)["Id"]
+    image = f"quazzar-test/labels-{new_id('t')[-8:]}:1"
+    docker.engine.import_busybox(image, changes=["LABEL io.quazzar.app=app_x io.quazzar.service=x"])
     docker.engine.ok("POST", f"/containers/{foreign}/start")
     docker.engine.ok("DELETE", f"/containers/{foreign}", params={"force": "1"})
-    spec = await docker.running(docker.service("a", files=(FileSpec(target="/run/x", content=""),), read_only=True))
+    files = (FileSpec(target="/run/x", content=""),)
+    spec = await docker.running(docker.service("a", image=image, files=files, read_only=True))
     event: RuntimeEvent = await reading
     await stream.aclose()
     assert (event.app_id, event.service, event.action) == (spec.app_id, "a", "create")
+    await docker.runtime.remove(spec.app_id, keep_volumes=False)
+    docker.engine.remove_image(image)
 
 
 async def test_optional_dependency_on_what_is_not_there(docker: DockerLab) -> None:

@@ -380,7 +380,7 @@ def event(message: Mapping[str, Any]) -> RuntimeEvent | None:
     seen: Health | None = None
     if action == "health_status":
         action, seen = "health", health(detail.strip())
-    if APP not in attributes or SERVICE not in attributes or action not in _ACTIONS:
+    if APP not in attributes or not attributes.get(SERVICE) or action not in _ACTIONS:
         return None
     code = attributes.get("exitCode", "")
     kind: Literal["create"] = action  # type: ignore[assignment]
