@@ -125,9 +125,13 @@ class Home:
         with explained(self._data_dir):
             mode = 0o711 if self._user.drop else 0o700
             self._data_dir.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
+            try:
                 self._data_dir.mkdir()
-                self._data_dir.chmod(mode)  # not that of a folder that was there: it is its owner's
+                self._data_dir.chmod(mode)
+            except FileExistsError:
+                # Its mode is not ours to change.
+                if not self._data_dir.is_dir():
+                    raise
             self._own_folder(self.path, mode)
             self._take_lock()
             if self._user.drop and sys.platform == "linux" and not may_enter(self.path, self._user):
@@ -140,7 +144,11 @@ class Home:
             self._lay_out_run()
 
     def close(self) -> None:
-        """Give the folder free."""
+        """Give the folder free. A start that was cancelled may have left servers that `pg_upgrade` had started."""
+        if self._lock is not None and self._cancelled:
+            with contextlib.suppress(OSError, PostgresError):
+                self._kill_all_in(self.path, "\0")
+                self._remove_leftovers()
         if self._lock is not None and self._run != self.path / "run":
             with contextlib.suppress(OSError):  # not empty: a server is still there
                 self._run.rmdir()
@@ -150,13 +158,13 @@ class Home:
                 os.close(fd)
         self._fd = self._lock = None
 
-    def cancel(self) -> None:
-        """End the program that a call here waits for, and let no other one start."""
+    def cancel(self, number: signal.Signals) -> None:
+        """Signal the program that a call here waits for, and let no other one start."""
         with self._tool_lock:
             self._cancelled = True
             if self._running_tool is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._running_tool.pid, signal.SIGKILL)
+                    os.killpg(self._running_tool.pid, number)
 
     def in_use(self) -> bool:
         """Whether a Quazzar runs on this folder. Doesn't open it, and asks for no right but to read the lock."""
@@ -425,7 +433,9 @@ class Home:
         if _normal(argv) == _normal(ours):
             return Survivor(pid, as_we_would=True)
         data = self._data(major)
-        if f"cluster_name={self._name(major)}" in " ".join(argv) or works_in(process, data):
+        named = any(part.startswith("cluster_name=quazzar-") for part in argv)
+        by_hand = not named and _normal([self._seen(data)])[0] in _normal(argv)  # as pg_upgrade starts it, too
+        if f"cluster_name={self._name(major)}" in " ".join(argv) or by_hand or works_in(process, data):
             return Survivor(pid, as_we_would=False)
         return None
 
@@ -454,8 +464,8 @@ class Home:
         """The last line that the server logged since it was started."""
         return (self._log_since_start().strip().splitlines() or [""])[-1][-500:]
 
-    def why_it_died(self) -> str:
-        """A sentence on why the server that was spawned last did not come up."""
+    def why_it_failed(self) -> str:
+        """A sentence on why the server that was spawned last did not come up, whether it died or took too long."""
         return self._failure("PostgreSQL did not start", self._log_since_start())
 
     def rotate_log(self) -> None:
@@ -504,13 +514,16 @@ class Home:
 
     def _kill_all_in(self, folder: Path, word: str) -> None:
         """End PostgreSQL's processes that work in `folder` or carry `word`; their server, or its maker, is dead."""
-        deadline = time.monotonic() + 5
+        began = time.monotonic()
         while remaining := [process for process in psutil.process_iter() if self._belongs(process, folder, word)]:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > 10:
                 raise PostgresError(f"Processes of a former PostgreSQL in {folder} can't be ended.")
             for process in remaining:
                 with contextlib.suppress(psutil.Error):
-                    process.kill()
+                    # A server that is asked clears its shared memory away; one that is killed can't.
+                    gentle = signal.SIGQUIT if process.name().startswith("postgres") else signal.SIGTERM
+                    process.send_signal(gentle if waited < 1 else signal.SIGKILL)
             psutil.wait_procs(remaining, timeout=0.2)
 
     def _belongs(self, process: psutil.Process, folder: Path, word: str) -> bool:

@@ -22,7 +22,7 @@ class Server:
         self._fd: int | None = None
         with contextlib.suppress(OSError, AttributeError):  # absent on macOS and old kernels: then we look now and then
             self._fd = os.pidfd_open(pid)
-        self._born = born(pid)
+        self._born = born(pid) if self._fd is None else None
         self.exit: asyncio.Task[int | None] = asyncio.create_task(self._watch())
         """Done when the process has ended; its exit status, None if it was not our child."""
 

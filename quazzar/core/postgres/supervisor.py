@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,7 @@ class EmbeddedPostgres:
             await asyncio.shield(self._server.exit)
 
     async def wait_running(self) -> None:
-        """Return when the server is up: at once, or after a crash when it was brought back."""
+        """Return when the server is up: at once, or after a crash when it was brought back. Never after `stop`."""
         while not self.running:
             self._up.clear()
             await self._up.wait()
@@ -161,18 +162,27 @@ class EmbeddedPostgres:
         self._server = server
         return survivor.as_we_would
 
-    async def _answers(self, server: "Server") -> bool:
+    async def _answers(self, server: Server) -> bool:
+        if not await self._becomes_ready(server, MAJOR):
+            return False
         try:
-            async with asyncio.timeout(_RECOVERY_SECONDS):
-                while (status := await self._thread(self._home.status, MAJOR)) == (server.pid, "starting"):
-                    await asyncio.wait({server.exit}, timeout=0.05)
-            if status != (server.pid, "ready"):
-                return False
             connection = await asyncpg.connect(self.superuser_url, timeout=_ANSWER_SECONDS)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             return False
         await connection.close(timeout=_ANSWER_SECONDS)
         return True
+
+    async def _becomes_ready(self, server: Server, major: int) -> bool:
+        """Wait while it starts and recovers. False if it died, shuts down or is not done in any sensible time."""
+        deadline = time.monotonic() + _RECOVERY_SECONDS
+        while not server.exit.done() and time.monotonic() < deadline:
+            status = await self._thread(self._home.status, major)
+            if status == (server.pid, "ready"):
+                return True
+            if status == (server.pid, "stopping"):
+                return False
+            await asyncio.wait({server.exit}, timeout=0.01)
+        return False
 
     async def _upgrade(self, old: int) -> None:
         home = self._home
@@ -186,23 +196,15 @@ class EmbeddedPostgres:
 
     async def _launch(self, major: int) -> None:
         home = self._home
-        self._server = None
+        self._server = home.child = None
         await self._stop_survivor(major)
         await self._thread(home.clear_stale, major)
         await self._thread(home.spawn, major)
         assert home.child is not None
         server = self._server = Server(home.child.pid, home.child)
-        try:
-            async with asyncio.timeout(_RECOVERY_SECONDS):
-                while await self._thread(home.status, major) != (server.pid, "ready"):
-                    if server.exit.done():
-                        raise PostgresError(await self._thread(home.why_it_died))
-                    await asyncio.wait({server.exit}, timeout=0.01)
-        except TimeoutError:
+        if not await self._becomes_ready(server, major):
             await self._stop_server()
-            raise PostgresError(
-                f"PostgreSQL was not ready after {_RECOVERY_SECONDS} s; its log is {home.log_file}."
-            ) from None
+            raise PostgresError(await self._thread(home.why_it_failed))
 
     async def _prepare_database(self) -> None:
         try:
@@ -220,10 +222,11 @@ class EmbeddedPostgres:
             server, began = self._server, time.monotonic()
             assert server is not None
             status = await asyncio.shield(server.exit)
+            died = time.monotonic()
             self._up.clear()
             last = await self._thread(self._home.last_words)
             _log.error("PostgreSQL died and is started again", pid=server.pid, exit_status=status, last_words=last)
-            if time.monotonic() - began > _STABLE_SECONDS:
+            if died - began > _STABLE_SECONDS:
                 delay = 0.0
             while True:
                 await asyncio.sleep(delay)
@@ -236,7 +239,7 @@ class EmbeddedPostgres:
                     break
             self.restarts += 1
             self._up.set()
-            _log.info("PostgreSQL is back", seconds=round(time.monotonic() - began, 3), restarts=self.restarts)
+            _log.info("PostgreSQL is back", seconds=round(time.monotonic() - died, 3), restarts=self.restarts)
 
     async def _tidy(self) -> None:
         with contextlib.suppress(OSError):  # what can't be removed now is tried again at the next start
@@ -248,7 +251,7 @@ class EmbeddedPostgres:
 
     async def _end(self) -> None:
         child = self._home.child
-        if child is not None and (self._server is None or self._server.pid != child.pid):
+        if child is not None and self._server is None and child.poll() is None:
             self._server = Server(child.pid, child)  # cancelled between its start and our note of it
         await self._stop_server()
         self._up.clear()
@@ -261,13 +264,16 @@ class EmbeddedPostgres:
         self._home.child = None
 
     async def _thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Blocking work off the event loop. When we are cancelled, its program is killed and its end waited for."""
+        """Blocking work off the event loop. When we are cancelled, its program is ended and waited for."""
         task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._home.cancel()
-            await asyncio.wait({task})
+            self._home.cancel(signal.SIGTERM)
+            _, waiting = await asyncio.wait({task}, timeout=2)
+            if waiting:
+                self._home.cancel(signal.SIGKILL)
+                await asyncio.wait({task})
             if not task.cancelled():
                 task.exception()
             raise
