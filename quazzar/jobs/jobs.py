@@ -1,7 +1,8 @@
-"""The upkeep of the jobs' own tables."""
+"""The upkeep of the tables that only grow by themselves: jobs, the queue's notes, kept answers."""
 
 from sqlalchemy import CursorResult, text
 
+from quazzar.core.idempotency import prune_idempotent
 from quazzar.core.jobs import JobRun, Resource, job, schedule
 
 RETENTION_DAYS: Resource[int] = Resource("days that ended jobs are kept")
@@ -23,7 +24,9 @@ _PRUNE_QUEUE_LOG = text(
 @schedule("17 3 * * *")
 @job("jobs.prune", concurrency=1)
 async def prune(run: JobRun) -> None:
-    """Forget jobs that ended long ago, with their log lines, and what the queue noted for itself."""
+    """Forget jobs that ended long ago with their log lines, what the queue noted for itself, and kept answers."""
+    async with run.database.begin() as session:
+        await prune_idempotent(session)
     days = run.resources.get(RETENTION_DAYS, DEFAULT_RETENTION_DAYS)
     for statement in (_PRUNE, _PRUNE_QUEUE_LOG):
         removed = _BATCH
