@@ -174,6 +174,8 @@ def make_manager(
     """
     manager = QueueManager(queries, channel=types.Channel(queue_settings().channel))
     manager.queue_manager_id = types.QueueManagerId(queries.owner)
+    # The pace at which a backlog behind a full kind is looked at; the end of a job wakes the manager anyway.
+    manager.min_dequeue_poll_interval = timedelta(seconds=0.25)
     for kind in kinds:
         parameters = EntrypointExecutorParameters(concurrency_limit=kind.concurrency, func=_never)
         manager.register_executor(kind.kind, _Executor(parameters, kind, perform, queries))
