@@ -109,7 +109,7 @@ def _port(field: Field, value: object) -> Setting:
         return AUTO
     low, high = int(field.min or 1), int(field.max or 65535)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f'must be between {low} and {high}, or "{AUTO}"')
+        raise ValueError(f"must be between {low} and {high}")
     return value
 
 

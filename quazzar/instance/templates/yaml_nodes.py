@@ -207,7 +207,7 @@ class _Reader:
                 raise ValueError("the character U+0000 is not allowed")
             value = _resolved(text, event.tag, plain=plain)
         except ValueError as error:
-            self.problems.add(self.path() or "compose", line, str(error).capitalize())
+            self.problems.add(self.path() or "compose", line, _sentence(str(error)))
         self.put(Scalar(value, line), _Weight(1, len(text), 1), event.anchor, line)
 
     def alias(self, name: str | None, line: int) -> None:
@@ -281,7 +281,7 @@ class _Reader:
 
     def collection_tag(self, tag: str | None, kind: str, line: int) -> None:
         if tag not in {None, "!", _TAG + kind}:
-            self.problems.add(self.path() or "compose", line, _tag_refused(str(tag)), "refused")
+            self.problems.add(self.path() or "compose", line, _sentence(_tag_refused(str(tag))), "refused")
 
     def path(self) -> str:
         """The path of the node that comes next."""
@@ -295,6 +295,10 @@ class _Reader:
 
 def _events(text: str) -> Iterator[Any]:
     return yaml.parse(text, Loader=yaml.CSafeLoader)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _tag_refused(tag: str) -> str:
