@@ -120,7 +120,8 @@ async def test_an_idle_worker_runs_jobs_right_after_a_restart(
     back = time.monotonic()
     made = await make(database, quick)
     state = await wait_for(database, made, 5)
-    assert time.monotonic() - back < 1.5
+    # Within a second on a machine that has nothing else to do.
+    assert time.monotonic() - back < 3
     assert state is not None
     assert state.status == "completed"
 
@@ -158,7 +159,7 @@ async def test_a_job_that_ends_during_an_outage_is_recorded_after_it(
     while state is None:
         with contextlib.suppress(Exception):
             state = await wait_for(database, made, 5)
-    assert time.monotonic() - back < 2
+    assert time.monotonic() - back < 4
     assert (state.status, (await row_of(database, made))["attempts"]) == ("completed", 1)
     async with asyncio.timeout(10):
         while not worker.is_alive:
