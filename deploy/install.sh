@@ -19,7 +19,9 @@ fail() {
 
 mode=instance
 source=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-python=python3
+# The distribution's own: one that lies in somebody's home can't be run by the service's user.
+python=/usr/bin/python3
+[ -x "$python" ] || python=python3
 root=
 start=yes
 action=install
@@ -117,6 +119,8 @@ put_files() {
         if [ -f "$source/$file" ]; then cp "$source/$file" "$root$home/app.new/$file"; fi
     done
     sh "$source/deploy/venv.sh" "$python" "$root$home/venv" "$source/requirements-uv.lock"
+    [ -n "$root" ] || runuser -u quazzar -- "$home/venv/bin/python" -c '' 2>/dev/null ||
+        fail "$python can't be run by the user quazzar; give another one by --python"
     "$root$home/venv/bin/uv" pip sync --quiet --require-hashes --compile-bytecode \
         --python "$root$home/venv/bin/python" "$source/requirements.lock"
     "$root$home/venv/bin/python" -m compileall -q "$root$home/app.new"
@@ -127,6 +131,7 @@ put_files() {
 # The command line of the installed Quazzar, run as its own user: what it writes must belong to that user.
 set -eu
 export PYTHONPATH=$home/app QUAZZAR_SERVER_DATA_DIR="\${QUAZZAR_SERVER_DATA_DIR:-$data}"
+export QUAZZAR_SERVER_MODE="\${QUAZZAR_SERVER_MODE:-$mode}"
 set -- $home/venv/bin/python -P -m quazzar "\$@"
 if [ "\$(id -u)" -eq 0 ]; then set -- runuser -u quazzar -- "\$@"; fi
 exec "\$@"

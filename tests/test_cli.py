@@ -346,7 +346,7 @@ class TestDoctor:
         assert doctor.check_clock().level == "fail"
 
     def test_open_files(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
+        monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 2048))
         assert doctor.check_open_files(settings).level == "warn"
         monkeypatch.setattr("resource.getrlimit", lambda _: (65536, 65536))
         assert doctor.check_open_files(settings).level == "ok"

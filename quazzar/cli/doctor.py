@@ -277,10 +277,11 @@ def _is_quazzar(host: str, port: int) -> bool:
 
 
 def check_open_files(settings: Settings) -> Finding:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The server raises the soft limit by itself, up to the hard one.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = settings.server.max_connections + 256
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        return Finding("warn", "files", f"{soft} files may be open at once; allow {needed} (LimitNOFILE, ulimit -n)")
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        return Finding("warn", "files", f"{hard} files may be open at once; allow {needed} (LimitNOFILE, ulimit -n)")
     return Finding("ok", "files", "enough files may be open at once")
 
 
