@@ -18,7 +18,7 @@ command -v "$python" >/dev/null 2>&1 ||
     say "$python is $("$python" -V 2>&1), Quazzar needs Python 3.11 or newer (give another by PYTHON=…)"
 
 which='import sys; print(sys.base_prefix, sys.version)'
-if [ "$("$folder/bin/python" -c "$which" 2>/dev/null)" != "$("$python" -c "$which")" ]; then
+if [ ! -x "$folder/bin/python" ] || [ "$("$folder/bin/python" -c "$which")" != "$("$python" -c "$which")" ]; then
     rm -rf "$folder"
     if "$python" -c 'import ensurepip' 2>/dev/null; then
         "$python" -m venv "$folder"
