@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, cast, get_args
+from typing import Annotated, Any, cast, get_args
 from urllib.parse import parse_qs
 
 import msgspec
@@ -168,6 +168,24 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     q: str | None = None
     timestamps: bool = True
     follow: bool = False
+
+
+def times_of(**given: str | None) -> dict[str, datetime]:
+    """Times in RFC 3339 form with a zone. Raises `BadRequest` naming each that is none."""
+    found: dict[str, datetime] = {}
+    problems: dict[str, str] = {}
+    for name, value in given.items():
+        try:
+            if value is not None:
+                found[name] = msgspec.convert(value, _Time)
+        except msgspec.ValidationError:
+            problems[name] = f"{name.capitalize()} must be a time in RFC 3339 form with a zone"
+    if problems:
+        raise BadRequest("A parameter can't be read", details=problems)
+    return found
+
+
+_Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class _Untimed(msgspec.Struct):

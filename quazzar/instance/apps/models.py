@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import Boolean, CheckConstraint, DateTime, ForeignKey, Integer, LargeBinary, Text, func, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from quazzar.core.db import Base
@@ -40,7 +40,8 @@ _STATUSES = ", ".join(f"'{status}'" for status in get_args(AppStatus))
 class App(Base):
     """One installed app.
 
-    `definition` is the checked template as it was at install, so that an app outlives it. `config` is shown as it
+    `definition` is the checked template as it was at install, so that an app outlives it (JSON, not JSONB: the order
+    of services means something). `config` is shown as it
     stands, with a mask for each secret; their values are sealed in `secrets`. `services`, `ports`, `volumes` and
     `urls` are the engine's last word in the form that answers show. `expected` tells the reconciler which services
     there should be. `installed_at` is None until the first install has gone through: until then a failure takes
@@ -54,7 +55,7 @@ class App(Base):
     name: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
     template: Mapped[str | None] = mapped_column(Text(collation="C"))
     version: Mapped[str | None] = mapped_column(Text(collation="C"))
-    definition: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    definition: Mapped[dict[str, Any]] = mapped_column(JSON)
     config: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     secrets: Mapped[bytes | None] = mapped_column(LargeBinary)
     resources: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))

@@ -1,13 +1,12 @@
 """Apps over HTTP."""
 
-from datetime import datetime
 from typing import Annotated, Any
 
 from litestar import Controller, Request, Response
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, JSONBody, QueryParameter
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -22,6 +21,7 @@ from quazzar.instance.apps.answers import (
     logs_answer,
     plan_answer,
     stats_answer,
+    times_of,
     uninstall_answer,
 )
 from quazzar.instance.apps.schemas import AppCreate, AppOut, AppPlan, AppStats, AppSummary, LogLineOut
@@ -29,7 +29,8 @@ from quazzar.instance.apps.service import AppService, read_app
 
 AppRequest = Request[Any, Any, State]
 AppId = FromPath[Annotated[str, Meta(description="Id of an app.", examples=["app_3k2m4v7q3n5t2ac6xk2m4v7q3n"])]]
-Flag = FromQuery[bool]
+TIME = {"format": "date-time"}
+Flag = Annotated[bool, QueryParameter()]
 
 
 async def provide_apps(request: AppRequest, session: NamedDependency[AsyncSession]) -> AppService:
@@ -115,11 +116,11 @@ class AppController(Controller):
         self,
         request: AppRequest,
         app_id: AppId,
-        tail: FromQuery[Annotated[int, Meta(ge=0, le=10_000)]] = 200,
-        since: FromQuery[Annotated[datetime, Meta(tz=True)] | None] = None,
-        until: FromQuery[Annotated[datetime, Meta(tz=True)] | None] = None,
-        service: FromQuery[Annotated[str, Meta(min_length=1, max_length=63)] | None] = None,
-        q: FromQuery[Annotated[str, Meta(min_length=1, max_length=200)] | None] = None,
+        tail: Annotated[int, QueryParameter(ge=0, le=10_000, description="How many lines at most.")] = 200,
+        since: Annotated[str | None, QueryParameter(description="From this time on.", schema_extra=TIME)] = None,
+        until: Annotated[str | None, QueryParameter(description="Up to this time.", schema_extra=TIME)] = None,
+        service: Annotated[str | None, QueryParameter(min_length=1, max_length=63)] = None,
+        q: Annotated[str | None, QueryParameter(min_length=1, max_length=200, description="Part of the line.")] = None,
         timestamps: Flag = True,
         follow: Flag = False,
     ) -> Response[list[LogLineOut]]:
@@ -127,9 +128,8 @@ class AppController(Controller):
         not matter to `q`. Without `timestamps` the field `time` is left out. With `follow=true` server-sent events,
         one for each line, until the caller leaves.
         """
-        query = LogQuery(
-            tail=tail, since=since, until=until, service=service, q=q, timestamps=timestamps, follow=follow
-        )
+        times = times_of(since=since, until=until)
+        query = LogQuery(tail=tail, service=service, q=q, timestamps=timestamps, follow=follow, **times)
         return await logs_answer(request, app_id, query)
 
     @get(
@@ -141,6 +141,3 @@ class AppController(Controller):
     async def get_app_stats(self, request: AppRequest, app_id: AppId, follow: Flag = False) -> Response[AppStats]:
         """Sums and one entry for each running service. With `follow=true` server-sent events, one every two seconds."""
         return await stats_answer(request, app_id, follow=follow)
-
-
-handlers: list[type[Controller]] = [AppController]

@@ -7,7 +7,7 @@ from litestar import Controller, Request, Response
 from litestar.di import NamedDependency, Provide
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Reference, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
-from litestar.params import FromPath, FromQuery
+from litestar.params import FromPath, QueryParameter
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -57,6 +57,9 @@ async def _compose_of(request: Request[Any, Any, Any]) -> str | bytes:
     return body if media_type == YAML else decode_body(body, TemplateIn).compose
 
 
+Words = Annotated[
+    str | None, QueryParameter(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*\Z", description="Only those.")
+]
 Ref = Annotated[str, Meta(description="Slug or id.", examples=["gitea"])]
 
 
@@ -69,10 +72,8 @@ class TemplateController(Controller):
     async def list_templates(
         self,
         request: Request[Any, Any, Any],
-        q: FromQuery[Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*\Z")] | None] = None,
-        category: FromQuery[
-            Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*\Z")] | None
-        ] = None,
+        q: Words = None,
+        category: Words = None,
         limit: Limit = DEFAULT_LIMIT,
         cursor: Cursor = None,
     ) -> Response[list[TemplateSummary]]:
@@ -86,7 +87,7 @@ class TemplateController(Controller):
         self,
         templates: NamedDependency[TemplateService],
         template_ref: FromPath[Ref],
-        version: FromQuery[Annotated[str, Meta(min_length=1, max_length=128)] | None] = None,
+        version: Annotated[str | None, QueryParameter(min_length=1, max_length=128)] = None,
     ) -> TemplateOut:
         """In its default version, or the one that is asked for; with the file itself in `compose`."""
         return await templates.get(template_ref, version)
@@ -129,6 +130,3 @@ class TemplateController(Controller):
     async def delete_template(self, templates: NamedDependency[TemplateService], template_ref: FromPath[Ref]) -> None:
         """With all its versions; apps that were made from it live on."""
         await templates.delete(template_ref)
-
-
-handlers: list[type[Controller]] = [TemplateController]
