@@ -400,7 +400,7 @@ class Home:
 
     # The server
 
-    def spawn(self, major: int) -> None:
+    def spawn(self, major: int) -> "subprocess.Popen[bytes]":
         """Start the server as `child`; its output goes to `log_file`."""
         argv = self._server_argv(major)
         with explained(self._data(major)):
@@ -409,11 +409,12 @@ class Home:
             try:
                 self._log_offset = os.fstat(log).st_size
                 # A session of its own: Ctrl-C on our terminal must not stop the database before we are done with it.
-                self.child = subprocess.Popen(
+                self.child = child = subprocess.Popen(
                     argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **self._identity()
                 )
             finally:
                 os.close(log)
+        return child
 
     def survivor(self, major: int) -> Survivor | None:
         """The server that runs on the cluster though we didn't start it. `postmaster.pid` is a hint, never a proof."""

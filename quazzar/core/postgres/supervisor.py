@@ -199,9 +199,8 @@ class EmbeddedPostgres:
         self._server = home.child = None
         await self._stop_survivor(major)
         await self._thread(home.clear_stale, major)
-        await self._thread(home.spawn, major)
-        assert home.child is not None
-        server = self._server = Server(home.child.pid, home.child)
+        child = await self._thread(home.spawn, major)
+        server = self._server = Server(child.pid, child)
         if not await self._becomes_ready(server, major):
             await self._stop_server()
             raise PostgresError(await self._thread(home.why_it_failed))
