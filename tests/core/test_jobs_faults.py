@@ -180,6 +180,32 @@ async def test_an_outage_is_not_the_jobs_fault(server: EmbeddedPostgres, databas
     assert (row["status"], row["attempts"], row["interruptions"]) == ("completed", 2, 1)
 
 
+async def test_a_stop_during_an_outage_is_quick_and_the_job_goes_on_later(
+    server: EmbeddedPostgres, database: Database
+) -> None:
+    resources = Resources()
+    resources[GATE] = asyncio.Event()
+    first = Worker(database, resources, identity="here", kinds=KINDS, schedules={})
+    await first.start()
+    made = await make(database, hold)
+    await running(database, made)
+    await server.stop()
+    started = time.monotonic()
+    await first.stop(0.5)
+    assert time.monotonic() - started < 4
+    await server.start()
+    resources[GATE].set()
+    second = Worker(database, resources, identity="here", kinds=KINDS, schedules={})
+    await second.start()
+    state = None
+    while state is None:
+        with contextlib.suppress(Exception):
+            state = await wait_for(database, made, 5)
+    await second.stop(0.5)
+    row = await row_of(database, made)
+    assert (row["status"], row["attempts"], row["interruptions"]) == ("completed", 2, 1)
+
+
 async def test_a_frozen_connection_is_given_up(
     urls: DatabaseUrls, database: Database, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

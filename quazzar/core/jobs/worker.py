@@ -232,7 +232,7 @@ class Worker:
         if self._manager is not None:
             self._manager.shutdown.set()
 
-    async def stop(self, grace_seconds: float = 2.0) -> None:
+    async def stop(self, grace_seconds: float = 1.5) -> None:
         """Claim nothing more, let running jobs end for `grace_seconds`, then interrupt them and hand them back.
 
         An interrupted job has as long again to clean up; the whole takes no longer than 2.5 times `grace_seconds`,
