@@ -24,6 +24,7 @@ from quazzar.core.idempotency import Replay
 from quazzar.core.jobs import Resources, Worker
 from quazzar.core.openapi import build_document
 from quazzar.core.ratelimit import limiter_for, parse_bucket
+from quazzar.core.routing import renew_options
 from quazzar.core.sse import streams_of
 from quazzar.health.routes import handlers as health_handlers
 from quazzar.instance.apps.jobs import KEYRING, RUNTIME, SETTINGS
@@ -152,6 +153,7 @@ class Application:
                 }
             ),
         )
+        renew_options(self.litestar)
         self.asgi = Gate(self.litestar, gate_config(settings), self.accounts.authenticator, self.limiter)
 
     @property

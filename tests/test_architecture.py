@@ -95,6 +95,24 @@ async def test_s11_no_operation_answers_an_anonymous_caller(realm: str, app_clie
 
 
 @pytest.mark.parametrize("realm", ["instance", "panel"])
+async def test_options_and_405_name_all_methods_of_a_path(realm: str, app_client: httpx.AsyncClient) -> None:
+    prefix = "/panel" if realm == "panel" else ""
+    methods: dict[str, set[str]] = {}
+    for name, _ in operations(realm):
+        method, _, path = name.partition(" ")
+        methods.setdefault(path, {"OPTIONS"}).add(method)
+    for path, expected in methods.items():
+        url = prefix + re.sub(r"\{\w+\}", "x", path)
+        answer = await app_client.options(url)
+        assert answer.status_code == 204
+        assert set(answer.headers["allow"].split(", ")) == expected, path
+        answer = await app_client.request("PROPFIND", url)
+        assert answer.status_code == 405
+        assert answer.json()["code"] == "method_not_allowed"
+        assert set(answer.headers["allow"].split(", ")) >= expected - {"OPTIONS"}, path
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
 def test_handlers_are_short_and_described(realm: str) -> None:
     for name, handler in operations(realm):
         if not handler.resolve_include_in_schema():

@@ -137,8 +137,19 @@ def _complete(operation: dict[str, Any], endpoint: Endpoint, path: str, schemas:
             content.pop("examples", None)
             _add_example(content, schemas)
     responses |= {str(code): {"$ref": f"#/components/responses/Error{code}"} for code in sorted(statuses)}
-    for content in (operation.get("requestBody") or {}).get("content", {}).values():
-        _add_example(content, schemas)
+    _complete_inputs(operation, schemas)
+
+
+def _complete_inputs(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    for parameter in operation.get("parameters", ()):
+        if parameter["in"] == "path" and parameter["schema"].get("type") == "string":
+            parameter["schema"] = {"minLength": 1, "maxLength": 200, "pattern": "^[A-Za-z0-9_.-]+$"} | parameter[
+                "schema"
+            ]
+    if "requestBody" in operation:
+        operation["requestBody"]["required"] = True
+        for content in operation["requestBody"]["content"].values():
+            _add_example(content, schemas)
 
 
 _IDEMPOTENCY = {
@@ -213,6 +224,8 @@ _BY_NAME = {
     "user_agent": "curl/8.5.0",
     "ip": "203.0.113.7",
     "token_type": "bearer",
+    "resources": "app_3k2m4v7q3n5t2ac6xk2m4v7q3n",
+    "allowed_ips": "203.0.113.0/24",
 }
 
 

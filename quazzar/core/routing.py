@@ -10,6 +10,7 @@ from litestar.connection import ASGIConnection
 from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
+from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from quazzar.core.idempotency import Pending
@@ -77,3 +78,17 @@ post = _decorator(HttpMethod.POST)
 put = _decorator(HttpMethod.PUT)
 patch = _decorator(HttpMethod.PATCH)
 delete = _decorator(HttpMethod.DELETE)
+
+
+def renew_options(app: Litestar) -> None:
+    """Let each path's OPTIONS name all of its methods.
+
+    Litestar makes that answer when the first handler of a path is registered and keeps it when more join.
+    """
+    for route in app.routes:
+        if isinstance(route, HTTPRoute) and not isinstance(route.route_handler_map["OPTIONS"][0], Endpoint):
+            handler = route.create_options_handler(route.path)
+            handler.owner = route.route_handlers[0].owner
+            handler.on_registration(app)
+            model = handler.create_kwargs_model(path_parameters=route.path_parameters)
+            route.route_handler_map[HttpMethod.OPTIONS] = (handler, model)

@@ -9,10 +9,12 @@ import msgspec
 import pytest
 
 from quazzar.reference.routes import document_path
-from tests.product.process import PASSWORD, product
+from tests.product.process import product
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(4 * 3600)]
 
+# Not the one of the documents' examples: logins that succeed would push the run's own session out.
+PASSWORD = "no example has this one"
 EXAMPLES = int(os.environ.get("QUAZZAR_FUZZ_EXAMPLES", "2000"))
 """Test cases per API, spread over its operations; `make fuzz` asks for more."""
 
@@ -30,8 +32,8 @@ def test_nothing_outside_the_document(realm: str, tmp_path: Path) -> None:
             assert one.http.post("/panel/api/auth/register", json=body).status_code == 201
             login = {"email": "a@example.com", "password": PASSWORD}
         else:
-            assert one.setup().status_code == 201
-            login = {"username": "admin", "password": PASSWORD}
+            login = {"username": "fuzz", "password": PASSWORD}
+            assert one.http.post("/api/auth/setup", json=login).status_code == 201
         tokens = one.http.post(f"{prefix}/api/auth/login", json=login).json()
         paths = msgspec.json.decode(document_path(realm).read_bytes())["paths"]
         operations = sum(len(item) for item in paths.values())
@@ -39,6 +41,8 @@ def test_nothing_outside_the_document(realm: str, tmp_path: Path) -> None:
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{one.url}{prefix}/api/openapi.json"),
             *("--header", f"Authorization: Bearer {tokens['access_token']}"),
             *("--max-examples", str(max(1, EXAMPLES // operations)), "--mode", "all", "--checks", "all"),
+            # A body of the right shape may still name a template or an app that is not there.
+            *("--exclude-checks", "positive_data_acceptance"),
             *("--exclude-operation-id", ENDS_THE_SESSION, "--request-timeout", "10", "--no-color", "--no-shrink"),
             *("--suppress-health-check", "all", "--continue-on-failure"),
         ]
