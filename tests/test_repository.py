@@ -186,3 +186,19 @@ def test_the_docs_lead_somewhere() -> None:
                 if not (ROOT / name).parent.joinpath(target).exists():
                     broken.append(f"{name}: {target}")
     assert broken == []
+
+
+def test_the_errors_that_operating_explains_are_those_that_are_written() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text().partition("## When it does not start")[2]
+    spans = [re.findall("`(.*?)`", row) for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)]
+    written = "\n".join(
+        node.value
+        for _, tree in modules("quazzar")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    parts = [part.strip(" ?") for row in spans for span in row for part in re.split("…|; ", span) if len(part) > 5]
+    assert len(parts) > 15
+    # A number in a sentence may be written by its name.
+    unknown = [part for part in parts if part not in written and not re.search(r"\b(16|32|64)\b|: [A-Z]", part)]
+    assert unknown == []
