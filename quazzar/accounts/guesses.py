@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.accounts import store
 from quazzar.core.addresses import rate_key
 from quazzar.core.auth import Realm
-from quazzar.core.db import Database
 from quazzar.core.errors import RateLimited
 
 
@@ -48,8 +47,7 @@ class Guesses:
 
     _waiting = 0
 
-    def __init__(self, database: Database, realm: Realm, account: str, address: str) -> None:
-        self._database = database
+    def __init__(self, realm: Realm, account: str, address: str) -> None:
         place = rate_key(address)
         self._pair = _key(realm, "pair", account, place)
         self._place = _key(realm, "address", place)
@@ -104,6 +102,11 @@ class Guesses:
 
     async def code_was_right(self, session: AsyncSession) -> None:
         await store.forgive_attempts(session, self._codes, 1)
+
+    async def forget(self, session: AsyncSession) -> None:
+        """Forget what was guessed at the account, wherever from: an operator lets its owner in again."""
+        for key in sorted((self._account, self._codes)):
+            await store.forgive_attempts(session, key)
 
 
 async def count_step(session: AsyncSession, token_id: str) -> bool:

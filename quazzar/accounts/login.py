@@ -373,7 +373,7 @@ class LoginService:
         return digest is not None and await store.take_recovery_code(session, user.id, digest)
 
     def _guesses(self, name: str) -> Guesses:
-        return Guesses(self._accounts.database, self._realm, name, self._address)
+        return Guesses(self._realm, name, self._address)
 
     @contextlib.asynccontextmanager
     async def _begin(self, principal: Principal | None = None) -> AsyncIterator[AsyncSession]:

@@ -8,14 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.accounts import store
 from quazzar.accounts.authenticator import CHANNEL
 from quazzar.accounts.errors import SessionNotFound, UserNotFound
+from quazzar.accounts.guesses import Guesses
 from quazzar.accounts.login import open_secret, seal_secret
 from quazzar.accounts.policy import check_password
 from quazzar.accounts.process import Accounts
 from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
-from quazzar.core.db import notify
+from quazzar.core.db import notify, set_scope
 from quazzar.core.passwords import Passwords
-from quazzar.core.records import audit
+from quazzar.core.records import Caller, audit
 
 
 class SessionService:
@@ -77,6 +78,7 @@ class AccountService:
             new_hash = await passwords.hash(password)
         finally:
             passwords.close()
+        await set_scope(self._session, user=user.id)
         await store.replace_password(self._session, self._realm, user.id, new_hash)
         await store.end_sessions(self._session, self._realm, user.id)
         if disable_totp:
@@ -85,7 +87,10 @@ class AccountService:
                 self._session, self._realm, user.id, totp_secret=None, totp_enabled_at=None, totp_last_step=None
             )
         await notify(self._session, CHANNEL, user.id)
-        audit(self._session, "user.reset_password", subject=user.id, after={"totp_disabled": disable_totp})
+        await Guesses(self._realm, name, "-").forget(self._session)
+        after = {"totp_disabled": disable_totp}
+        caller = Caller(kind="system", realm=self._realm)
+        audit(self._session, "user.reset_password", subject=user.id, after=after, caller=caller)
 
 
 async def reseal(session: AsyncSession, keyring: Keyring) -> int:
