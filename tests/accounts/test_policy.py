@@ -1,5 +1,8 @@
 """Which new passwords are taken."""
 
+import random
+import string
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,9 +92,7 @@ def test_any_text_is_judged(password: str) -> None:
     assert is_common(password) in {True, False}
 
 
-@given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz0123456789", min_size=16, max_size=32))
-def test_random_ones_are_seldom_refused(password: str) -> None:
-    if is_common(password):
-        # Hypothesis likes simple texts; what it finds must be simple.
-        letters = password.strip("0123456789")
-        assert len(set(password)) <= 3 or len(set(letters)) <= 8
+def test_random_ones_are_taken() -> None:
+    numbers = random.Random(7)
+    letters = string.ascii_lowercase + string.digits
+    assert not any(is_common("".join(numbers.choices(letters, k=14))) for _ in range(300))
