@@ -7,8 +7,9 @@ from quazzar.core.db import Base
 
 
 def include_object(_object: object, name: str | None, kind: str, reflected: bool, _compare_to: object) -> bool:
-    """Tables of the job queue belong to its library: they are made by a revision, but no model describes them."""
-    return not (kind == "table" and reflected and name is not None and name.startswith("pgqueuer"))
+    """No model describes the job queue's tables (they are its library's) and the counts of rate limits (plain SQL)."""
+    own = name is None or not (name.startswith("pgqueuer") or name == "rate_limits")
+    return own or not (kind == "table" and reflected)
 
 
 connection = context.config.attributes["connection"]

@@ -158,9 +158,7 @@ async def test_the_app_works_under_a_role_that_owns_nothing(database: Database) 
         ).one()
         owned = (
             await session.execute(
-                text(
-                    "SELECT count(*) FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE r.rolname = current_user"
-                )
+                text("SELECT count(*) FROM pg_class JOIN pg_roles r ON r.oid = relowner WHERE rolname = current_user")
             )
         ).scalar_one()
     assert tuple(role) == ("quazzar_app", False, False)

@@ -101,9 +101,7 @@ class Unavailable(AppError):
     code = "unavailable"
     message = "The service is not available right now"
 
-    def __init__(
-        self, message: str | None = None, *, code: str | None = None, retry_after: int = 1
-    ) -> None:
+    def __init__(self, message: str | None = None, *, code: str | None = None, retry_after: int = 1) -> None:
         super().__init__(message, code=code, headers={"Retry-After": str(retry_after)})
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 from litestar import Request, Response
-from sqlalchemy import DateTime, LargeBinary, String, delete, func, select, text
+from sqlalchemy import DateTime, LargeBinary, Text, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -29,10 +29,10 @@ class IdempotentAnswer(Base):
 
     __tablename__ = "idempotent_answers"
 
-    scope: Mapped[str] = mapped_column(String(collation="C"), primary_key=True)
+    scope: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
     request_digest: Mapped[bytes] = mapped_column(LargeBinary)
     answer: Mapped[bytes] = mapped_column(LargeBinary)
-    created_at: Mapped[Any] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    created_at: Mapped[Any] = mapped_column(DateTime(timezone=True), server_default=func.now(), index=True)
 
 
 class _Kept(msgspec.Struct, array_like=True):

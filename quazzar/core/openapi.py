@@ -89,8 +89,11 @@ def build_document(router: Router, *, title: str, description: str) -> dict[str,
         "bearer": {"type": "http", "scheme": "bearer", "description": "An access token, or an API key."}
     }
     components["responses"] = {f"Error{status}": _error_response(status) for status in _ERRORS}
-    for path, method, endpoint in _endpoints(app):
-        _complete(document["paths"][path][method], endpoint, path, schemas)
+    for path, method, endpoint, in_transaction in _endpoints(app):
+        operation = document["paths"][path][method]
+        if method == "post" and in_transaction:
+            operation.setdefault("parameters", []).append(_IDEMPOTENCY)
+        _complete(operation, endpoint, path, schemas)
     _tidy(document)
     for name in _strict_bodies():
         if name in schemas:
@@ -98,12 +101,18 @@ def build_document(router: Router, *, title: str, description: str) -> dict[str,
     return document
 
 
-def _endpoints(app: Litestar) -> Iterator[tuple[str, str, Endpoint]]:
+def _endpoints(app: Litestar) -> Iterator[tuple[str, str, Endpoint, bool]]:
+    """Path, method and handler of each documented operation, and whether it works in the request's transaction."""
     for route in app.routes:
         if isinstance(route, HTTPRoute):
-            for method, (handler, _) in route.route_handler_map.items():
+            for method, (handler, inputs) in route.route_handler_map.items():
                 if isinstance(handler, Endpoint) and handler.resolve_include_in_schema():
-                    yield re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path_format), method.lower(), handler
+                    yield (
+                        re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path_format),
+                        method.lower(),
+                        handler,
+                        any(dependency.key == "session" for batch in inputs.dependency_batches for dependency in batch),
+                    )
 
 
 def _complete(operation: dict[str, Any], endpoint: Endpoint, path: str, schemas: dict[str, Any]) -> None:
@@ -119,10 +128,7 @@ def _complete(operation: dict[str, Any], endpoint: Endpoint, path: str, schemas:
         operation["security"] = []
     if "{" in path:
         statuses.add(404)
-    method = next(iter(endpoint.http_methods))
-    if method == "POST":
-        operation.setdefault("parameters", []).append(_IDEMPOTENCY)
-    if method != "GET":
+    if "GET" not in endpoint.http_methods:
         statuses |= {409, 413, 422}
     if "/auth/" in path or path.endswith(("/register", "/setup")):
         statuses |= {401, 403}

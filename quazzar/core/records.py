@@ -92,7 +92,7 @@ class EventRow(Base):
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.clock_timestamp())
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct):
     """Base of all events: defining a class with a `type` registers it. Its fields are the event's `data`."""
 
     type: ClassVar[str] = ""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.components import DockerEngine, docker_engine, require
 from tests.product.process import Product, product
-from tests.product.test_kill import ROUNDS, killed_during
+from tests.product.test_kill import ROUNDS, killed_during, posting
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600), pytest.mark.component("docker")]
 
@@ -53,7 +53,7 @@ def test_killed_during_install(tmp_path: Path) -> None:
             body = {"template": "hello", "name": f"hello-{number}"}
             answer = killed_during(
                 one,
-                lambda client, body=body, headers=headers: client.post("/api/apps", json=body, headers=headers),
+                posting("/api/apps", body, headers),
                 within=random.choice([0.05, 0.3, 1.0]),
             )
             one.start()

@@ -64,9 +64,7 @@ def test_killed_during_setup(pristine: Path, tmp_path: Path) -> None:
         with product(copy_of(pristine, tmp_path, f"setup-{number}")) as one:
             one.start()
             body = {"username": "admin", "password": PASSWORD}
-            answer = killed_during(
-                one, lambda client, body=body: client.post("/api/auth/setup", json=body), within=0.15
-            )
+            answer = killed_during(one, posting("/api/auth/setup", body), within=0.15)
             one.start()
             again = one.setup()
             if answer is not None and answer.status_code == 201:
@@ -92,7 +90,7 @@ def test_killed_during_login(running: Product) -> None:
     for _ in range(ROUNDS):
         for _ in range(2):
             acknowledged.append(running.login())
-        answer = killed_during(running, lambda client: client.post("/api/auth/login", json=body), within=0.15)
+        answer = killed_during(running, posting("/api/auth/login", body), within=0.15)
         if answer is not None and answer.status_code == 200:
             acknowledged.append(answer.json())
         running.start()
@@ -107,9 +105,7 @@ def test_killed_during_refresh(running: Product) -> None:
     lost = 0
     for _ in range(ROUNDS):
         body = {"refresh_token": tokens["refresh_token"]}
-        answer = killed_during(
-            running, lambda client, body=body: client.post("/api/auth/refresh", json=body), within=0.03
-        )
+        answer = killed_during(running, posting("/api/auth/refresh", body), within=0.03)
         running.start()
         if answer is not None and answer.status_code == 200:
             tokens = answer.json()
