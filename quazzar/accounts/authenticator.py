@@ -50,7 +50,7 @@ class _Entry(msgspec.Struct, gc=False):
 class AccountAuthenticator:
     """The gate's authenticator for both realms.
 
-    What it remembers is keyed by a keyed hash of the header, so that no usable credential lies in memory. An entry
+    What it remembers is keyed by a salted hash of the header, so that no usable credential lies in memory. An entry
     dies with the credential's end, and at once when a transaction of this process that touched its user, session or
     key commits, or when another process says so by NOTIFY. While the line for that is not proved to work, nothing is
     remembered and every request asks the database.
@@ -124,7 +124,7 @@ class AccountAuthenticator:
         return entry.principal
 
     def _digest(self, authorization: bytes) -> bytes:
-        return hashlib.blake2b(authorization, digest_size=16, key=self._salt).digest()
+        return hashlib.sha256(self._salt + authorization).digest()
 
     async def _load_session(self, realm: Realm, token: bytes) -> _Entry:
         claims = self._tokens.verify(INSTANCE_ACCESS if realm == "instance" else PANEL_ACCESS, token)

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from quazzar.accounts.roles import Scope
 from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
+from quazzar.core.tokens import API_KEY_PATTERN
 
 # Whether a new password is good enough is for the policy to say, in its own words; these bounds come first.
 NewPassword = Annotated[
@@ -25,11 +26,17 @@ Code = Annotated[
 ]
 OpaqueToken = Annotated[str, Meta(min_length=1, max_length=4096)]
 
+# Fields of answers, with what they look like.
+UserId = Annotated[str, Meta(examples=["usr_23oc77vqmysv7i37gqokvwnub4"])]
+SessionId = Annotated[str, Meta(examples=["ses_23oc77uaycj2w7ptpelxikk33k"])]
+KeyId = Annotated[str, Meta(examples=["key_23oc77vrikh73ha56d3775z6vm"])]
+ScopeNames = Annotated[list[str], Meta(examples=[["apps:read", "jobs:read"]])]
+
 
 class TokenPair(Out):
-    access_token: str
-    refresh_token: str
-    expires_in: Annotated[int, Meta(description="Life of the access token in seconds")]
+    access_token: Annotated[str, Meta(examples=["eyJhbGciOiJIUzI1NiIs…"])]
+    refresh_token: Annotated[str, Meta(examples=["qzt_mJ3vKq0x…"])]
+    expires_in: Annotated[int, Meta(description="Life of the access token in seconds", examples=[900])]
     token_type: Literal["bearer"] = "bearer"  # noqa: S105 - a word of RFC 6749
 
 
@@ -56,13 +63,16 @@ class TotpEnable(In):
 
 
 class TotpSetup(Out):
-    secret: Annotated[str, Meta(description="Base32; shown this once")]
-    otpauth_url: str
-    qr_svg: Annotated[str, Meta(description="The address as a QR code")]
+    secret: Annotated[str, Meta(description="Base32; shown this once", examples=["GEZDGNBVGY3TQOJQ…"])]
+    otpauth_url: Annotated[str, Meta(examples=["otpauth://totp/Quazzar:admin?secret=GEZDGNBVGY3TQOJQ…&issuer=Quazzar"])]
+    qr_svg: Annotated[str, Meta(description="The address as a QR code", examples=["<svg …>"])]
 
 
 class TotpConfirmed(Out):
-    recovery_codes: Annotated[list[str], Meta(description="Ten codes, each good once; shown this once")]
+    recovery_codes: Annotated[
+        list[str],
+        Meta(description="Ten codes, each good once; shown this once", examples=[["4545-fkk6-tuch-drir"]]),
+    ]
     totp_enabled: Literal[True] = True
 
 
@@ -77,7 +87,7 @@ class PasswordChange(In):
 
 
 class SessionOut(Out):
-    id: str
+    id: SessionId
     created_at: datetime
     last_used_at: datetime
     expires_at: Annotated[datetime, Meta(description="Its end if it is not used again")]
@@ -101,13 +111,13 @@ class SessionOut(Out):
 class MeOut(Out):
     """Who is calling; `scopes` are those of this credential."""
 
-    id: str
+    id: UserId
     username: str
-    role: str
+    role: Annotated[str, Meta(examples=["admin"])]
     created_at: datetime
     last_login_at: datetime | None
     totp_enabled: bool
-    scopes: list[str]
+    scopes: ScopeNames
 
 
 class ApiKeyCreate(In):
@@ -131,13 +141,13 @@ class ApiKeyCreate(In):
 
 
 class ApiKeyOut(Out):
-    id: str
+    id: KeyId
     name: str
-    prefix: str
-    suffix: str
-    scopes: list[str]
-    resources: list[str] | None
-    allowed_ips: list[str] | None
+    prefix: Annotated[str, Meta(description="How the key begins", examples=["qzr_eMuOEMlj"])]
+    suffix: Annotated[str, Meta(description="How it ends", examples=["rZrh"])]
+    scopes: ScopeNames
+    resources: Annotated[list[str] | None, Meta(examples=[None])]
+    allowed_ips: Annotated[list[str] | None, Meta(examples=[["192.0.2.0/24"]])]
     created_at: datetime
     expires_at: datetime
     last_used_at: datetime | None
@@ -149,4 +159,11 @@ class ApiKeyOut(Out):
 
 
 class ApiKeyCreated(ApiKeyOut):
-    key: Annotated[str, Meta(description="Sent as `Authorization: Bearer qzr_…`; shown this once")] = ""
+    key: Annotated[
+        str,
+        Meta(
+            description=f"Sent as `Authorization: Bearer qzr_…`; shown this once. Its form is `{API_KEY_PATTERN}`;"
+            " the last six characters are the CRC-32 of the 36 before them, in base 62",
+            examples=["qzr_eMuOEMlj…rZrh"],
+        ),
+    ] = ""

@@ -102,7 +102,7 @@ async def test_no_credential_lies_in_memory(harness: Harness, user: MadeUser) ->
     _, header = await harness.open(user)
     await harness.resolve(header)
     (digest,) = harness.authenticator._entries["instance"]
-    assert len(digest) == 16
+    assert len(digest) == 32
     assert header[-20:] not in repr(harness.authenticator._entries).encode()
 
 

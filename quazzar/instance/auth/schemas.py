@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from quazzar.accounts.schemas import NewPassword, OpaqueToken, Password
+from quazzar.accounts.schemas import NewPassword, OpaqueToken, Password, UserId
 from quazzar.core.schema import UNSET, In, Out, UnsetType, message
 
 Username = Annotated[
@@ -28,13 +28,13 @@ class Setup(In):
 
 
 class UserOut(Out):
-    id: str
+    id: UserId
     username: str
     created_at: datetime
 
 
 class SetupOut(Out):
-    message: str
+    message: Annotated[str, Meta(examples=["The server is set up; log in now"])]
     user: UserOut
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from quazzar.accounts.schemas import NewPassword, Password
+from quazzar.accounts.schemas import NewPassword, Password, UserId
 from quazzar.accounts.store import Person
 from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
 from quazzar.panel.tenants.schemas import TenantOut
@@ -54,10 +54,10 @@ class ProfileUpdate(In):
 
 
 class PanelUserOut(Out):
-    id: str
+    id: UserId
     email: str
-    name: str
-    timezone: str
+    name: Annotated[str, Meta(examples=["Ada Lovelace"])]
+    timezone: Annotated[str, Meta(examples=["Europe/Berlin"])]
     created_at: datetime
     last_login_at: datetime | None
     totp_enabled: bool
@@ -85,5 +85,5 @@ class PanelMeOut(Out):
 
     user: PanelUserOut
     tenant: TenantOut
-    role: str
-    permissions: list[str]
+    role: Annotated[str, Meta(examples=["owner"])]
+    permissions: Annotated[list[str], Meta(examples=[["*"]])]
