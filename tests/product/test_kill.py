@@ -21,9 +21,14 @@ FULL = os.environ.get("QUAZZAR_TORTURE") == "full"
 ROUNDS = 50 if FULL else 3
 
 
-def killed_during(
-    one: Product, call: Callable[[httpx.Client], httpx.Response], *, within: float
-) -> httpx.Response | None:
+Call = Callable[[httpx.Client], httpx.Response]
+
+
+def posting(path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Call:
+    return lambda client: client.post(path, json=body, headers=headers)
+
+
+def killed_during(one: Product, call: Call, *, within: float) -> httpx.Response | None:
     """Kill the process at a random moment of `call`; gives the answer when there was one."""
     answers: list[httpx.Response] = []
 
