@@ -100,7 +100,8 @@ async def begin_idempotent(request: Request[Any, Any, Any], session: AsyncSessio
         )
     state = request.scope["state"]
     principal: Principal | None = state.get("principal")
-    caller = principal.client if principal is not None else "anonymous"
+    # Not the `client` of the rate limit: a tenant's members share that one, and answers may hold one member's secret.
+    caller = principal.key_id or principal.user_id if principal is not None else "anonymous"
     parts = (
         str(state.get("realm")),
         caller,
