@@ -89,8 +89,9 @@ async def upgrade(url: str) -> None:
         child.terminate()
         raise
     if child.returncode != 0:
-        lines = errors.decode(errors="replace").strip().splitlines()
-        raise MigrationProblem(f"The migration failed: {lines[-1] if lines else 'no reason given'}")
+        # Of a traceback, the line that names the error: it begins at the left and has a colon after the class.
+        named = re.findall(r"^[\w.]+(?:Error|Exception|Timeout)\b: .*", errors.decode(errors="replace"), re.MULTILINE)
+        raise MigrationProblem(f"The migration failed: {named[-1] if named else f'exit code {child.returncode}'}")
 
 
 async def _run(url: str, *, check: bool = False) -> None:
