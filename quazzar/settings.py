@@ -222,7 +222,12 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = None
     access_minutes: Annotated[int, Meta(description="Life of an access token in minutes.", ge=1, le=1440)] = 15
-    refresh_days: Annotated[int, Meta(description="Longest life of a session in days; one that is not used for 7 days ends before.", ge=1, le=365)] = 30
+    refresh_days: Annotated[
+        int,
+        Meta(
+            description="Longest life of a session in days; one that is not used for 7 days ends before.", ge=1, le=365
+        ),
+    ] = 30
 
 
 class RateLimits(msgspec.Struct, frozen=True, kw_only=True):
