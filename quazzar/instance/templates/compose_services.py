@@ -286,7 +286,9 @@ class ServiceReader:
             text = known(self.reader.string(item, where))
             if text is not None and text.replace("=", ":") not in {"no-new-privileges", "no-new-privileges:true"}:
                 reason = "only no-new-privileges is taken, and it is always on"
-                refusals.refuse(self.reader, "security_opt", item.line, where, reason, trusted=self.declared.trusted)
+                refusals.refuse(
+                    self.reader, "security_opt", item.line, where, reason, trusted=self.declared.trusted, at=item
+                )
 
     # Command, entrypoint, health
 
@@ -339,24 +341,24 @@ class ServiceReader:
         found: list[DependencySpec] = []
         if isinstance(node, MappingNode):
             for key, line, value, where in self.reader.mapping(node, path):
-                if self._is_service(key, line, where, draft.name):
+                if self._is_service(key, line, where, draft.name, value):
                     found.append(self._dependency(key, value, where))
         else:
             for item, where in self.reader.sequence(node, path, "a list of services or a mapping"):
                 name = known(self.reader.string(item, where))
-                if name is not None and self._is_service(name, item.line, where, draft.name):
+                if name is not None and self._is_service(name, item.line, where, draft.name, item):
                     found.append(DependencySpec(service=name))
         once = {one.service: one for one in found}
         if len(once) < len(found):
             self.reader.problem(path, node.line, "depends_on names a service more than once")
         draft.values["depends_on"] = tuple(once.values())
 
-    def _is_service(self, name: str, line: int, path: str, own: str) -> bool:
+    def _is_service(self, name: str, line: int, path: str, own: str, at: Node) -> bool:
         if name == own:
-            self.reader.problem(path, line, f"{shown(name)} depends on itself")
+            self.reader.problem(path, line, f"{self.reader.shown(name)} depends on itself", at=at)
             return False
         if name not in self.declared.services:
-            self.reader.problem(path, line, f"There is no service {shown(name)}", "unknown")
+            self.reader.problem(path, line, f"There is no service {self.reader.shown(name)}", "unknown", at=at)
             return False
         return True
 
@@ -377,20 +379,21 @@ class ServiceReader:
         found: dict[str, AttachmentSpec] = {}
         if isinstance(node, MappingNode):
             for key, line, value, where in self.reader.mapping(node, path):
-                if self._is_network(key, line, where):
+                if self._is_network(key, line, where, value):
                     found[key] = AttachmentSpec(network=key, aliases=self._aliases(value, where))
         else:
             for item, where in self.reader.sequence(node, path, "a list of networks or a mapping"):
                 name = known(self.reader.string(item, where))
-                if name is not None and self._is_network(name, item.line, where):
+                if name is not None and self._is_network(name, item.line, where, item):
                     found[name] = AttachmentSpec(network=name)
         if found:
             draft.values["networks"] = tuple(found.values())
 
-    def _is_network(self, name: str, line: int, path: str) -> bool:
+    def _is_network(self, name: str, line: int, path: str, at: Node) -> bool:
         if name == DEFAULT_NETWORK or name in self.declared.networks:
             return True
-        self.reader.problem(path, line, f"{shown(name)} is not declared under networks", "unknown")
+        said = f"{self.reader.shown(name)} is not declared under networks"
+        self.reader.problem(path, line, said, "unknown", at=at)
         return False
 
     def _aliases(self, node: Node, path: str) -> tuple[str, ...]:

@@ -67,8 +67,9 @@ def top_sections(reader: Reader, root: Node, *, trusted: bool) -> Document | Non
             refusals.unsupported(reader, key, line, path, refusals.UNSUPPORTED_AT_TOP[key])
         else:
             reader.unknown(key, line, path, TOP_KEYS)
-    if not found.get("services") or not found["services"].entries:
-        reader.problem("services", root.line, "services is required: an app has at least one", "missing")
+    if "services" not in found or not found["services"].entries:
+        if refusals.says_nothing(root.entries["services"].node if "services" in root.entries else Scalar(None, 0)):
+            reader.problem("services", root.line, "services is required: an app has at least one", "missing")
         return None
     empty = MappingNode({}, root.line)
     return Document(**{key: found.get(key, empty) for key in SECTIONS}, trusted=trusted)
@@ -168,7 +169,7 @@ def _driver(reader: Reader, node: Node | None, path: str, only: str, *, trusted:
         return
     text = reader.string(node, path)
     if text is not None and text != only:
-        refusals.refuse(reader, "driver", node.line, path, f"only the driver {only} is taken", trusted=trusted)
+        refusals.refuse(reader, "driver", node.line, path, f"only the driver {only} is taken", trusted=trusted, at=node)
 
 
 def _ignored_labels(reader: Reader, node: Node | None, path: str) -> None:

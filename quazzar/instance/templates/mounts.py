@@ -18,6 +18,7 @@ MAX_FILE = 512 << 10
 """Bytes of one file's content."""
 
 _HOST_PATH = re.compile(r"[./~\\]|[A-Za-z]:|.*[/\\]", re.DOTALL)
+_OTHER_TYPES = {"bind", "npipe", "cluster", "image"}
 _ENGINE_DEFAULTS = {"rw", "noexec", "nosuid", "nodev", "mode=1777", "mode=01777"}
 _SCRIPT_FOLDER = "/docker-entrypoint-initdb.d/"
 _SCRIPT_NAMES = (".sh", ".bash", ".sql")
@@ -63,6 +64,10 @@ class Mounts:
         if None in texts:
             return
         source, *rest = [text or "" for text in texts]
+        if not rest and source.startswith("/") and not any(name in source for name in SOCKETS):
+            said = "a volume without a name is refused: it would be lost; write name:/path and declare the name"
+            self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
+            return
         if self._from_host(node, path, source):
             return
         if not rest or len(rest) > 2:
@@ -78,13 +83,11 @@ class Mounts:
         return "ro" in words
 
     def _from_host(self, node: Node, path: str, source: str) -> bool:
-        """Refuses the host's paths, and a target without a volume's name."""
+        """Refuses the host's paths."""
         if isinstance(source, Opaque) or not _HOST_PATH.match(source):
             return False
         if any(name in source for name in SOCKETS):
             said = "the engine's socket is refused: who has it has the host"
-        elif source.startswith("/") and isinstance(node, Scalar) and ":" not in str(node.value):
-            said = "a volume without a name is refused: it would be lost; write name:/path and declare the name"
         else:
             said = "bind mounts are refused: an app sees no folder of the host; use a named volume"
         self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
@@ -95,7 +98,7 @@ class Mounts:
             self.reader.expected(node, path, "a string such as data:/data, or a mapping")
             return
         bind = node.entries.get("type")
-        if bind is not None and isinstance(bind.node, Scalar) and bind.node.value not in {"volume", "tmpfs"}:
+        if bind is not None and isinstance(bind.node, Scalar) and bind.node.value in _OTHER_TYPES:
             self._refused_type(bind.node, f"{path}.type", bind.line)
             return
         found = self.reader.entries(node, path, VOLUME_KEYS)
@@ -230,7 +233,8 @@ class Mounts:
             target = self.reader.string(found["target"], f"{path}.target")
             if target is not None and not isinstance(target, Opaque) and not target.startswith("/"):
                 target = folder + target
-        place = None if target is None else self._target(found.get("target", line_node), path, target)
+        where = f"{path}.target" if "target" in found else path
+        place = None if target is None else self._target(found.get("target", line_node), where, target)
         owner = {
             key: self.reader.parsed(found[key], f"{path}.{key}", _user_id, 0, loose=True)
             for key in ("uid", "gid")

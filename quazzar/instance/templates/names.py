@@ -54,7 +54,7 @@ _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 _ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
 _LABEL = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,255}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?")
-_PATH = re.compile(r"/[^\x00-\x1f\x7f:]{0,1023}")
+_PATH = re.compile(r"/[^:]{0,1023}")
 _KERNEL = ("/proc", "/sys", "/dev")
 
 
@@ -68,7 +68,7 @@ def image_reference(text: str) -> str:
 
 def container_path(text: str) -> str:
     """An absolute path in a container, without `.`, `..` or a slash too many."""
-    if not _PATH.fullmatch(text):
+    if not _PATH.fullmatch(text) or not text.isprintable():
         raise ValueError("must be an absolute path in the container")
     path = text.rstrip("/") or "/"
     if posixpath.normpath(path) != path or path.startswith("//"):

@@ -64,6 +64,10 @@ class Reader:
     def expected(self, node: Node, path: str, what: str) -> None:
         self.problem(path, node.line, f"{last(path)} must be {what}", at=node)
 
+    def shown(self, name: str) -> str:
+        """`name` as a sentence may have it: in a final pass it may have come from a secret."""
+        return "the name" if self.final else shown(name)
+
     def note(self, path: str, line: int, message: str) -> None:
         if len(self.notes) < 100:
             self.notes.append(f"{path} {message}" + (f" (line {line})" if line else ""))

@@ -103,9 +103,12 @@ REFUSED_IN_FILE: Mapping[str, str] = {
 SOCKETS = ("docker.sock", "containerd.sock", "podman.sock", "crio.sock")
 
 
-def refuse(reader: Reader, key: str, line: int, path: str, reason: str, *, trusted: bool) -> None:
+def refuse(
+    reader: Reader, key: str, line: int, path: str, reason: str, *, trusted: bool, at: Node | None = None
+) -> None:
+    """`at` is the value, where it may have come from a config."""
     hint = " (for a trusted template too: it is not supported yet)" if trusted else ""
-    reader.problem(path, line, f"{key} is refused: {reason}{hint}", "refused")
+    reader.problem(path, line, f"{key} is refused: {reason}{hint}", "refused", at=at)
 
 
 def unsupported(reader: Reader, key: str, line: int, path: str, reason: str) -> None:

@@ -1,5 +1,6 @@
 """`${name}` as Compose reads it."""
 
+import contextlib
 import string
 import time
 
@@ -126,13 +127,13 @@ def test_split_stops_at_the_maximum() -> None:
     assert split_parts((), ":") == [()]
 
 
-@pytest.mark.parametrize("text", ["$a" * 300_000, "${a:-b}" * 100_000, "$$" * 400_000, "${a:-" * 100_000, "{" * 900_000])
+@pytest.mark.parametrize(
+    "text", ["$a" * 300_000, "${a:-b}" * 100_000, "$$" * 400_000, "${a:-" * 100_000, "{" * 900_000]
+)
 def test_time_is_linear(text: str) -> None:
     began = time.process_time()
-    try:
+    with contextlib.suppress(InterpolationError):
         fill(parse_text(text), {"a": "b"})
-    except InterpolationError:
-        pass
     assert time.process_time() - began < 5
 
 
@@ -142,7 +143,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         parts = parse_text(text)
     except InterpolationError:
         return
-    assert isinstance(fill(parts, {}), str) or True
+    try:
+        assert len(fill(parts, {})) <= len(text)
+    except InterpolationError as error:
+        assert "has no value" in str(error)
 
 
 @given(st.text(alphabet="${}:-?+ab_1 ", max_size=40))

@@ -95,7 +95,10 @@ def test_numbers_that_cannot_be_kept_are_refused(text: str) -> None:
 
 
 def test_quotes_and_tags() -> None:
-    node = read("a: '1'\nb: \"true\"\nc: !!str 1\nd: !!int \"3\"\ne: !!float 1\nf: ! 1\ng: |\n  1\nh: !!bool 'true'\ni: !!null ''\n")
+    node = read(
+        'a: \'1\'\nb: "true"\nc: !!str 1\nd: !!int "3"\ne: !!float 1\nf: ! 1\ng: |\n  1\n'
+        "h: !!bool 'true'\ni: !!null ''\n"
+    )
     expected = {"a": "1", "b": "true", "c": "1", "d": 3, "e": 1.0, "f": "1", "g": "1\n", "h": True, "i": None}
     assert plain(node) == expected
 
@@ -141,7 +144,10 @@ def test_anchors_aliases_and_merges() -> None:
         ("a: 1\ntrue: 2\n", "A key must be a string; put it in quotes (line 2)"),
         ("a: 1\n? [x]\n: 2\n", "A key must be a string; put it in quotes (line 2)"),
         ("a: 1\nb: !include /etc/passwd\n", "The tag !include is refused: values are read as they stand (line 2)"),
-        ("a: !!python/object:os.system x\n", "The tag !!python/object:os.system is refused: values are read as they stand (line 1)"),
+        (
+            "a: !!python/object:os.system x\n",
+            "The tag !!python/object:os.system is refused: values are read as they stand (line 1)",
+        ),
         ("a: 1\nb: !reset null\n", "The tag !reset is refused: values are read as they stand (line 2)"),
         ("a: !override [1]\n", "The tag !override is refused: values are read as they stand (line 1)"),
         ("a: !!set {x}\n", "The tag !!set is refused: values are read as they stand (line 1)"),
@@ -152,7 +158,10 @@ def test_anchors_aliases_and_merges() -> None:
         ("a: &a {<<: *a}\n", "The alias *a stands inside of what it stands for (line 1)"),
         ("a: *b\n", "Nothing is anchored as &b before this alias (line 1)"),
         ("a: {<<: 5}\n", "<< takes a mapping or a list of mappings (line 1)"),
-        ("x: &x {a: 1}\nb:\n  <<: *x\n  <<: *x\n", "<< stands here more than once; write one list: <<: [*a, *b] (line 3)"),
+        (
+            "x: &x {a: 1}\nb:\n  <<: *x\n  <<: *x\n",
+            "<< stands here more than once; write one list: <<: [*a, *b] (line 3)",
+        ),
         ("", "The file is empty"),
         ("# nothing\n", "The file is empty"),
         ("a: 1\nb: \x00\n", "The character U+0000 is not allowed (line 2)"),
@@ -171,7 +180,13 @@ def test_what_is_refused_says_where(text: str | bytes, sentence: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("a: [1, 2\nb: 3\n", 2), ("a: 1\n\tb: 2\n", 2), ("a: 'x\n", 2), ("a: 1\nb: @x\n", 2), ("%YAML 2.0\n---\na: 1\n", 1)],
+    [
+        ("a: [1, 2\nb: 3\n", 2),
+        ("a: 1\n\tb: 2\n", 2),
+        ("a: 'x\n", 2),
+        ("a: 1\nb: @x\n", 2),
+        ("%YAML 2.0\n---\na: 1\n", 1),
+    ],
 )
 def test_a_syntax_error_has_its_line(text: str, line: int) -> None:
     (sentence,) = said(text)
@@ -203,7 +218,13 @@ def bomb() -> str:
         ("[" + "a," * 500_000 + "]", "More than 20000 values"),
         ("".join(f"%TAG !a{n}! b\n" for n in range(40_000)) + "---\na", "too many lines that begin with %"),
         ("a\n...\n" + "".join(f"%TAG !a{n}! b\n" for n in range(40_000)) + "---\na", "too many lines that begin"),
-        ("x: &a {" + ",".join(f"k{n}: 1" for n in range(9000)) + "}\n" + "".join(f"b{n}: {{<<: *a}}\n" for n in range(999)), "More than 20000"),
+        (
+            "x: &a {"
+            + ",".join(f"k{n}: 1" for n in range(9000))
+            + "}\n"
+            + "".join(f"b{n}: {{<<: *a}}\n" for n in range(999)),
+            "More than 20000",
+        ),
     ],
     ids=lambda text: text[:12] if isinstance(text, str) else None,
 )
@@ -223,7 +244,9 @@ VALUES = st.recursive(
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
     | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), inner, max_size=4)
+    ),
     max_leaves=15,
 )
 
