@@ -32,6 +32,13 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
+def _cores() -> int:
+    """How many this process may use, which a container's limit can make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
 def _plain(password: str) -> bytes:
     # The same letters typed on different keyboards and systems are the same password (RFC 8265, section 4).
     return unicodedata.normalize("NFC", password).encode()
@@ -51,7 +58,7 @@ class Passwords:
     """Hashes and verifies, at most one hash per core at once and `waiting` more in the queue (2 seconds' worth)."""
 
     def __init__(self, *, at_once: int | None = None, waiting: int | None = None) -> None:
-        self._at_once = at_once or max(1, os.cpu_count() or 1)
+        self._at_once = at_once or _cores()
         self._room = self._at_once + (64 * self._at_once if waiting is None else waiting)
         self._threads = ThreadPoolExecutor(self._at_once, "passwords", initializer=_lower_priority)
         self._unknown = _nobody()
