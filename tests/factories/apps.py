@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+from sqlalchemy import text
 
 from quazzar.instance.apps.runtimes.memory import MemoryEngine, MemoryRuntime
 from tests.conftest import RunningApp
@@ -160,3 +161,17 @@ def runtime_of(app: RunningApp) -> MemoryRuntime:
 def engine_of(app: RunningApp) -> MemoryEngine:
     """The engine in memory behind the app."""
     return runtime_of(app).engine
+
+
+async def events_of(app: RunningApp, subject: str) -> list[tuple[str, dict[str, Any]]]:
+    """Type and data of every event about `subject`, oldest first."""
+    async with app.database.begin() as session:
+        query = text("SELECT type, data FROM events WHERE subject = :subject ORDER BY position")
+        return [(row.type, row.data) for row in await session.execute(query, {"subject": subject})]
+
+
+async def audited(app: RunningApp, subject: str) -> list[tuple[str, str, dict[str, Any] | None]]:
+    """Action, actor's kind and what came after, of every audit record about `subject`, oldest first."""
+    async with app.database.begin() as session:
+        query = text("SELECT action, actor_kind, after FROM audit_records WHERE subject = :subject ORDER BY number")
+        return [tuple(row) for row in await session.execute(query, {"subject": subject})]

@@ -3,9 +3,9 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, cast, get_args
 from urllib.parse import parse_qs
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
-from litestar.openapi.spec import Operation, Parameter, Reference, Schema
+from litestar.openapi.spec import Operation, Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
 from quazzar.core.auth import Principal, principal_of
@@ -53,33 +53,27 @@ def _parameter(name: str, schema: Schema, description: str) -> Parameter:
     return Parameter(name=name, param_in="query", schema=schema, description=description)
 
 
+_PARAMETERS = [
+    _parameter("limit", Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=MOST, default=DEFAULT_LIMIT), "At most."),
+    _parameter("cursor", Schema(type=OpenAPIType.STRING, max_length=200), "From the `Link` of the page before."),
+    _parameter(
+        "status",
+        Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=list(_STATUSES)), max_items=20),
+        "Only apps of these statuses.",
+    ),
+    _parameter(
+        "template", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Only apps of this template."
+    ),
+    _parameter("q", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Part of the name or the template."),
+]
+
+
 @dataclass
 class ListOperation(Operation):
     """Documents the query of the list."""
 
-    parameters: Sequence[Parameter | Reference] | None = field(  # type: ignore[assignment]
-        default_factory=lambda: [
-            _parameter(
-                "limit", Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=MOST, default=DEFAULT_LIMIT), "At most."
-            ),
-            _parameter(
-                "cursor", Schema(type=OpenAPIType.STRING, max_length=200), "From the `Link` of the page before."
-            ),
-            _parameter(
-                "status",
-                Schema(
-                    type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=list(_STATUSES)), max_items=20
-                ),
-                "Only apps of these statuses.",
-            ),
-            _parameter(
-                "template", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Only apps of this template."
-            ),
-            _parameter(
-                "q", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Part of the name or the template."
-            ),
-        ]
-    )
+    def __post_init__(self) -> None:
+        self.parameters = [*(self.parameters or ()), *_PARAMETERS]
 
 
 _ALL: tuple[dict[str, Any], Page] = ({"statuses": [], "template": None, "q": None}, Page())
@@ -170,6 +164,9 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     follow: bool = False
 
 
+Show = Callable[[LogLine], LogLineOut]
+
+
 def times_of(**given: str | None) -> dict[str, datetime]:
     """Times in RFC 3339 form with a zone. Raises `BadRequest` naming each that is none."""
     found: dict[str, datetime] = {}
@@ -186,12 +183,6 @@ def times_of(**given: str | None) -> dict[str, datetime]:
 
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
-
-
-class _Untimed(msgspec.Struct):
-    service: str
-    stream: str
-    line: str
 
 
 async def logs_answer(request: AppRequest, app_id: str, query: LogQuery) -> Response[list[LogLineOut]]:
@@ -212,7 +203,7 @@ async def logs_answer(request: AppRequest, app_id: str, query: LogQuery) -> Resp
             found = deque([show(line) async for line in lines], maxlen=query.tail)
     except RuntimeFailure as failure:
         raise RuntimeUnavailable(failure.reason) from failure
-    return cast("Response[list[LogLineOut]]", Response(list(found)))
+    return Response(list(found))
 
 
 def _service_names(app: FullAppRow) -> set[str]:
@@ -236,18 +227,20 @@ async def _lines(runtime: Runtime, app_id: str, query: LogQuery) -> AsyncGenerat
                 yield line
 
 
-def _shown(line: LogLine) -> Any:
-    return LogLineOut(line.time, line.service, line.stream, line.line)
+def _shown(line: LogLine) -> LogLineOut:
+    return LogLineOut(time=line.time, service=line.service, stream=line.stream, line=line.line)
 
 
-def _untimed(line: LogLine) -> Any:
-    return _Untimed(line.service, line.stream, line.line)
+def _untimed(line: LogLine) -> LogLineOut:
+    return LogLineOut(service=line.service, stream=line.stream, line=line.line)
 
 
 _ENGINE_GONE = {"error": "The container engine is gone", "code": "runtime_unavailable"}
 
 
-async def _log_events(lines: AsyncGenerator[LogLine, None], show: Any) -> AsyncIterator[ServerEvent]:
+async def _log_events(
+    lines: AsyncGenerator[LogLine, None], show: Callable[[LogLine], LogLineOut]
+) -> AsyncIterator[ServerEvent]:
     async with aclosing(lines):
         try:
             async for line in lines:

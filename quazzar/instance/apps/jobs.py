@@ -7,7 +7,7 @@ transaction is open while the engine works.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,8 +17,19 @@ from quazzar.core.crypto import Keyring, SealBroken
 from quazzar.core.db import Database
 from quazzar.core.errors import Invalid
 from quazzar.core.jobs import JobCancelled, JobFailed, JobRun, Resource, job
+from quazzar.core.records import Event, publish
 from quazzar.instance.apps import store
 from quazzar.instance.apps.building import auto_fields, build_spec, exchange_ports, url_of
+from quazzar.instance.apps.events import (
+    AppFailed,
+    AppInstalled,
+    AppRestarted,
+    AppStarted,
+    AppStopped,
+    AppUnhealthy,
+    AppUninstalled,
+    crash_of,
+)
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import PortInUse, Runtime, RuntimeFailure, RuntimeUnavailable
@@ -96,7 +107,9 @@ async def uninstall(run: JobRun, app_id: str, keep_data: bool = False) -> None:
         work.step(0.1, "Removing containers" if keep_data else "Removing containers and data")
         await work.patiently(lambda: work.runtime.remove(app_id, keep_volumes=keep_data))
         async with run.database.begin() as session:
-            await store.delete_app(session, app_id, job_id=run.job_id)
+            if await store.delete_app(session, app_id, job_id=run.job_id):
+                gone = AppUninstalled(app_id=app_id, name=work.app.name, data_kept=keep_data)
+                publish(session, gone, subject=app_id)
 
 
 class _Work:
@@ -181,8 +194,34 @@ class _Work:
                 status_reason=reason,
                 **values,
             )
+            if ended:
+                for event in self._news(status, reason, values.get("services", ())):
+                    publish(session, event, subject=self.app.id)
         if ended:
             log.info("apps.operation_done", app_id=self.app.id, job_id=self.run.job_id, status=status)
+
+    def _news(self, status: AppStatus, reason: str | None, services: Sequence[dict[str, Any]]) -> Iterator[Event]:
+        """What there is to announce once the operation has left the app in `status`."""
+        app_id, name = self.app.id, self.app.name
+        up = status in {"running", "unhealthy"}
+        if status == "failed":
+            yield AppFailed(app_id=app_id, name=name, operation=self.status, reason=reason or "")
+        elif self.status == "installing":
+            slug, version = self.app.definition.get("slug"), self.app.definition.get("version")
+            yield AppInstalled(app_id=app_id, name=name, template=slug, version=version)
+        elif self.status == "starting" and up:
+            yield AppStarted(app_id=app_id, name=name)
+        elif self.status == "restarting" and up:
+            yield AppRestarted(app_id=app_id, name=name)
+        match status:
+            case "crashed":
+                yield crash_of(app_id, name, reason, services)
+            case "stopped":
+                yield AppStopped(app_id=app_id, name=name, reason=reason)
+            case "unhealthy":
+                yield AppUnhealthy(app_id=app_id, name=name, reason=reason)
+            case _:
+                pass
 
     async def fail(self, reason: str) -> None:
         """The operation did not go through. What was never installed whole is taken away, all else stays."""

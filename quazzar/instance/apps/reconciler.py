@@ -16,7 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from quazzar.core.db import Database
 from quazzar.core.errors import Unavailable
+from quazzar.core.records import publish
 from quazzar.instance.apps import store
+from quazzar.instance.apps.events import AppFailed, change_of
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import TRANSITIONAL
 from quazzar.instance.apps.runtimes.base import AppState, Runtime, RuntimeEvent, RuntimeFailure
@@ -160,6 +162,11 @@ class Reconciler:
             return
         async with self._database.begin() as session:
             recorded = await store.record_truth(session, app, values)
+            if recorded and (now := values.get("status", app.status)) != app.status:
+                services, reason = values.get("services", app.services), values["status_reason"]
+                news = change_of(app.id, app.name, was=app.status, now=now, reason=reason, services=services)
+                if news is not None:
+                    publish(session, news, subject=app.id)
         if recorded and values.get("status") not in {None, app.status}:
             log.info("apps.status_changed", app_id=app.id, was=app.status, now=values["status"])
 
@@ -206,6 +213,8 @@ class Reconciler:
                 if await store.move_app(
                     session, app.id, of=(app.status,), to="failed", job_id=app.job_id, status_reason=reason
                 ):
+                    failed = AppFailed(app_id=app.id, name=app.name, operation=app.status, reason=reason)
+                    publish(session, failed, subject=app.id)
                     log.warning("apps.operation_ended", app_id=app.id, was=app.status, job_id=app.job_id)
 
 

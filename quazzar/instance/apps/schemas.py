@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from quazzar.core.schema import In, Name, Out, message
+from quazzar.core.schema import UNSET, In, Name, Out, UnsetType, message
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import Health, Stream
 
@@ -164,8 +164,10 @@ class AppPlan(Out, kw_only=True):
     refusals: dict[str, str]
 
 
-class LogLineOut(Out):
-    time: datetime
+class LogLineOut(Out, kw_only=True):
+    """`time` is left out with `timestamps=false`."""
+
+    time: datetime | UnsetType = UNSET
     service: str
     stream: Stream
     line: str

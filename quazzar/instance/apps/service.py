@@ -13,6 +13,7 @@ from quazzar.core.db import Database, unique_or
 from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobKind, enqueue, wait_for
+from quazzar.core.records import audit
 from quazzar.instance.apps import jobs, store
 from quazzar.instance.apps.building import Draft, draft_app, sealed_anew, url_of
 from quazzar.instance.apps.errors import (
@@ -61,6 +62,8 @@ _RESTART: Final = _Operation(
     jobs.START_SECONDS,
 )
 _REINSTALL: Final = _Operation(jobs.install, "installing", ("failed",), (), "running", jobs.INSTALL_SECONDS)
+# The config is as it is shown: secrets are masked in it.
+_AUDITED: Final = ("name", "template", "version", "config", "resources", "domain")
 _REMOVABLE: Final[tuple[AppStatus, ...]] = ("running", "unhealthy", "stopped", "crashed", "failed")
 
 
@@ -123,6 +126,8 @@ class AppService:
             await store.add_app(self.session, draft.row, seconds=jobs.INSTALL_SECONDS)
         async with unique_or(PortTaken()):
             await store.hold_ports(self.session, draft.held_ports)
+        audited = {name: draft.row[name] for name in _AUDITED}
+        audit(self.session, "app.install", subject=draft.app_id, after=audited)
         await self._enqueue(jobs.install, draft.app_id)
         return await self._show(draft.app_id)
 
@@ -200,12 +205,15 @@ class AppService:
         )
         if not moved:
             await self._refuse(app_id)
+        verb = operation.job.kind.rpartition(".")[2]
+        before, after = {"status": app.status}, {"status": operation.to}
+        audit(self.session, f"app.{verb}", subject=app_id, before=before, after=after)
         await self._enqueue(operation.job, app_id)
         return await self._show(app_id)
 
     async def uninstall(self, app_id: str, *, keep_data: bool) -> str:
         """Begin to remove the app, and give the id of the job that does. Raises `AppNotFound`, `AppBusy`."""
-        await self._state(app_id)
+        app = await self._state(app_id)
         moved = await store.move_app(
             self.session,
             app_id,
@@ -217,6 +225,8 @@ class AppService:
         )
         if not moved:
             await self._refuse(app_id)
+        before = {"name": app.name, "status": app.status}
+        audit(self.session, "app.uninstall", subject=app_id, before=before, after={"keep_data": keep_data})
         return await self._enqueue(jobs.uninstall, app_id, keep_data=keep_data)
 
     async def _enqueue(self, kind: JobKind[Any], app_id: str, **args: Any) -> str:

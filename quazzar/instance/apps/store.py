@@ -302,6 +302,7 @@ class Abandoned(msgspec.Struct, frozen=True):
     """`job_status` is `missing` for a job that is gone, None where only the deadline has passed."""
 
     id: str
+    name: str
     status: AppStatus
     job_id: str | None
     job_status: str | None
@@ -309,7 +310,7 @@ class Abandoned(msgspec.Struct, frozen=True):
 
 _ABANDONED = text(
     """
-    SELECT apps.id, apps.status, apps.job_id,
+    SELECT apps.id, apps.name, apps.status, apps.job_id,
         CASE WHEN jobs.id IS NULL THEN 'missing' WHEN jobs.status NOT IN ('queued', 'running') THEN jobs.status END
     FROM apps LEFT JOIN jobs ON jobs.id = apps.job_id
     WHERE apps.status = ANY(:statuses) AND (

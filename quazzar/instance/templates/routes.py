@@ -1,11 +1,11 @@
 """Templates over HTTP."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from litestar import Controller, Request, Response
 from litestar.di import NamedDependency, Provide
-from litestar.openapi.spec import OpenAPIMediaType, Operation, Reference, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import FromPath, QueryParameter
 from msgspec import Meta
@@ -23,27 +23,29 @@ YAML = "application/yaml"
 _FILE = "A file of the Compose Specification with an `x-quazzar` block"
 
 
+_BODY = RequestBody(
+    required=True,
+    content={
+        "application/json": OpenAPIMediaType(
+            schema=Schema(
+                type=OpenAPIType.OBJECT,
+                required=["compose"],
+                properties={"compose": Schema(type=OpenAPIType.STRING, min_length=1, description=_FILE)},
+                additional_properties=False,
+                examples=[{"compose": EXAMPLE}],
+            )
+        ),
+        YAML: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING, description=_FILE, examples=[EXAMPLE])),
+    },
+)
+
+
 @dataclass
 class _FileOperation(Operation):
     """Documents a body that is either JSON with the file in `compose`, or the file itself."""
 
-    request_body: RequestBody | Reference | None = field(
-        default_factory=lambda: RequestBody(
-            required=True,
-            content={
-                "application/json": OpenAPIMediaType(
-                    schema=Schema(
-                        type=OpenAPIType.OBJECT,
-                        required=["compose"],
-                        properties={"compose": Schema(type=OpenAPIType.STRING, min_length=1, description=_FILE)},
-                        additional_properties=False,
-                        examples=[{"compose": EXAMPLE}],
-                    )
-                ),
-                YAML: OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING, description=_FILE, examples=[EXAMPLE])),
-            },
-        )
-    )
+    def __post_init__(self) -> None:
+        self.request_body = _BODY
 
 
 async def provide_templates(session: NamedDependency[AsyncSession]) -> TemplateService:

@@ -1,6 +1,7 @@
 """The rules of templates: the packaged catalogue, own templates over it, and their versions."""
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from quazzar.core.db import Database, unique_or
 from quazzar.core.errors import Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.paging import Page
+from quazzar.core.records import audit
 from quazzar.instance.templates import store
 from quazzar.instance.templates.catalogue import Packaged, catalogue, find_packaged
 from quazzar.instance.templates.compose import parse_template
@@ -54,6 +56,16 @@ def _of_packaged(packaged: Packaged) -> TemplateSummary:
     return TemplateSummary(
         id=packaged.id, source="packaged", created_at=None, updated_at=None, **_summary_values(packaged.template)
     )
+
+
+def _version_of(template: Template, compose: str | bytes) -> dict[str, str]:
+    """What the audit log keeps of a version: not its text, in which people may have written a password."""
+    text = compose.encode() if isinstance(compose, str) else compose
+    return {
+        "slug": template.slug,
+        "version": template.version,
+        "compose_sha256": hashlib.sha256(text).hexdigest(),
+    }
 
 
 _decode_definition = msgspec.json.Decoder(Template).decode
@@ -171,6 +183,7 @@ class TemplateService:
         template_id = new_id("tpl")
         async with unique_or(TemplateExists()):
             await store.add_template(self.session, template_id, template.slug)
+        audit(self.session, "template.create", subject=template_id, after=_version_of(template, compose))
         await self._put(template_id, template, compose)
         return await self.get(template_id, template.version)
 
@@ -186,6 +199,11 @@ class TemplateService:
         template = await asyncio.to_thread(parse_template, compose)
         if template.slug != slug:
             raise Invalid(details={"x-quazzar.slug": f"Slug must stay {slug}"})
+        former = await store.get_template(self.session, template_id, template.version)
+        before = None if former is None else _version_of(template, former.compose)
+        audit(
+            self.session, "template.replace", subject=template_id, before=before, after=_version_of(template, compose)
+        )
         await self._put(template_id, template, compose)
         return await self.get(template_id, template.version)
 
@@ -198,6 +216,11 @@ class TemplateService:
         """Forget an own template with all its versions; apps that were made from it live on."""
         if _REF.match(ref) is None:
             raise TemplateNotFound
-        if not await store.delete_template(self.session, ref):
+        own = await store.lock_template(self.session, ref)
+        if own is None:
             await self._packaged(ref, None)
             raise TemplatePackaged
+        template_id, slug = own
+        before = {"slug": slug, "versions": await store.find_versions(self.session, template_id)}
+        audit(self.session, "template.delete", subject=template_id, before=before)
+        await store.delete_template(self.session, template_id)

@@ -1,0 +1,114 @@
+"""What happens to apps, as webhooks, the feed and panels hear of it. The subject of each is the app's id."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quazzar.core.records import Event
+from quazzar.instance.apps.models import AppStatus
+
+
+class AppInstalled(Event):
+    type = "app.installed"
+    app_id: str
+    name: str
+    template: str | None
+    version: str | None
+
+
+class AppStarted(Event):
+    type = "app.started"
+    app_id: str
+    name: str
+
+
+class AppStopped(Event):
+    """`reason` is there when it was not we who stopped it."""
+
+    type = "app.stopped"
+    app_id: str
+    name: str
+    reason: str | None = None
+
+
+class AppRestarted(Event):
+    type = "app.restarted"
+    app_id: str
+    name: str
+
+
+class AppUnhealthy(Event):
+    type = "app.unhealthy"
+    app_id: str
+    name: str
+    reason: str | None
+
+
+class AppCrashed(Event):
+    """A service ended by itself, was killed, or is gone; `exit_code` is None where there is none."""
+
+    type = "app.crashed"
+    app_id: str
+    name: str
+    reason: str | None
+    service: str | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+
+
+class AppFailed(Event):
+    """An operation did not go through; `operation` is the state that it was in (`installing`, `starting`, …)."""
+
+    type = "app.failed"
+    app_id: str
+    name: str
+    operation: str
+    reason: str
+
+
+class AppUninstalled(Event):
+    type = "app.uninstalled"
+    app_id: str
+    name: str
+    data_kept: bool
+
+
+def crash_of(app_id: str, name: str, reason: str | None, services: Sequence[Mapping[str, Any]]) -> AppCrashed:
+    """The event of a crash; `services` are those of the answer, `reason` names the one to blame."""
+    down = [one for one in services if one["status"] != "running"]
+    culprit = next((one for one in down if f'"{one["name"]}"' in (reason or "")), down[0] if down else None)
+    if culprit is None:
+        return AppCrashed(app_id=app_id, name=name, reason=reason)
+    return AppCrashed(
+        app_id=app_id,
+        name=name,
+        reason=reason,
+        service=culprit["name"],
+        exit_code=culprit["exit_code"],
+        oom_killed=culprit["oom_killed"],
+    )
+
+
+def change_of(
+    app_id: str,
+    name: str,
+    *,
+    was: AppStatus,
+    now: AppStatus,
+    reason: str | None,
+    services: Sequence[Mapping[str, Any]],
+) -> Event | None:
+    """What to announce when an app was found in another state than it was left in; None where that is no news.
+
+    An app that is healthy again has not been started.
+    """
+    match now:
+        case "running" if was != "unhealthy":
+            return AppStarted(app_id=app_id, name=name)
+        case "unhealthy":
+            return AppUnhealthy(app_id=app_id, name=name, reason=reason)
+        case "stopped":
+            return AppStopped(app_id=app_id, name=name, reason=reason)
+        case "crashed":
+            return crash_of(app_id, name, reason, services)
+        case _:
+            return None
