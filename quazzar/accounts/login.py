@@ -28,6 +28,7 @@ from quazzar.accounts.errors import (
     TotpNotEnabled,
     TotpNotPending,
 )
+from quazzar.accounts.events import LoggedIn, LoginFailed
 from quazzar.accounts.guesses import Guesses, count_step, end_step
 from quazzar.accounts.policy import check_password
 from quazzar.accounts.process import Accounts
@@ -37,7 +38,7 @@ from quazzar.core.crypto import Keyring
 from quazzar.core.db import set_scope
 from quazzar.core.errors import Unauthorized
 from quazzar.core.ids import new_id
-from quazzar.core.records import Caller, audit
+from quazzar.core.records import Caller, audit, publish
 from quazzar.core.tokens import (
     INSTANCE_ACCESS,
     INSTANCE_STEP,
@@ -72,22 +73,23 @@ class LoginService:
         Raises `BadCredentials` for an unknown name as for a wrong password, after the same work.
         """
         await self._accounts.count_name(self._realm, name)
-        async with self._begin() as session:
+        guesses = self._guesses(name)
+        async with self._accounts.passwords.turn(), self._begin() as session:
             user = await store.find_user(session, self._realm, name)
             # The same statements for a name that is unknown.
             user_id = user.id if user is not None else "-"
             await set_scope(session, user=user_id)
-            guesses = self._guesses(name)
             at_home = await store.has_session_from(session, self._realm, user_id, self._address)
             wait = await guesses.count_password(session, at_home=at_home)
         await guesses.wait(wait)
-        right = await self._accounts.passwords.verify(user.password_hash if user is not None else None, password)
-        if user is None or not right:
+        async with self._accounts.passwords.turn():
+            right = await self._accounts.passwords.verify(user.password_hash if user is not None else None, password)
+            if user is not None and right:
+                return await self._password_was_right(name, user, password, guesses, at_home=at_home)
             async with self._begin() as session:
                 await guesses.password_was_wrong(session)
                 audit(session, "session.create", subject=user.id if user is not None else None, outcome="refused")
-            raise BadCredentials
-        return await self._password_was_right(name, user, password, guesses, at_home=at_home)
+        raise BadCredentials
 
     async def _password_was_right(
         self, name: str, user: Any, password: str, guesses: Guesses, *, at_home: bool, again: bool = True
@@ -149,7 +151,20 @@ class LoginService:
                     raise SecondFactorRefused
                 return await self._open(session, user, password_hash=user.password_hash)
             audit(session, "session.create", subject=user.id, outcome="refused", after={"step": "totp"})
+            await self._announce_failure(session, user.id, "totp")
         raise SecondFactorRefused
+
+    async def _announce_failure(self, session: AsyncSession, user_id: str | None, step: str) -> None:
+        """On the panel in the tenant that the user would have come to; without one nobody would see it."""
+        tenant_id = None
+        if self._accounts.tenancy is not None and self._realm == "panel":
+            # Asked for a name that nobody has as well, so that both take the same time.
+            await set_scope(session, user=user_id or "-")
+            tenant_id = await self._accounts.tenancy.home(session, user_id or "-")
+            if tenant_id is None:
+                return
+        failed = LoginFailed(user_id=user_id, step=step, address=self._caller.address)
+        publish(session, failed, subject=user_id, tenant_id=tenant_id)
 
     def _step_claims(self, temp_token: str) -> Claims:
         kind = INSTANCE_STEP if self._realm == "instance" else PANEL_STEP
@@ -197,6 +212,8 @@ class LoginService:
         await self._accounts.authenticator.drop_with(session, user_id)
         session.info["caller"] = msgspec.structs.replace(self._caller, kind="user", id=user_id, tenant_id=tenant_id)
         audit(session, "session.create", subject=session_id)
+        begun = LoggedIn(user_id=user_id, session_id=session_id, address=self._caller.address)
+        publish(session, begun, subject=user_id)
         return await self._issue(session, user_id, session_id, tenant_id, expires_at)
 
     async def _issue(
@@ -379,7 +396,10 @@ class LoginService:
     async def _begin(self, principal: Principal | None = None) -> AsyncIterator[AsyncSession]:
         tenant = principal.tenant_id if principal is not None else None
         user = principal.user_id if principal is not None else None
-        async with self._accounts.database.begin(tenant=tenant, user=user) as session:
+        async with (
+            self._accounts.login_turns,
+            self._accounts.database.begin(tenant=tenant, user=user) as session,
+        ):
             session.info["caller"] = self._caller
             yield session
 

@@ -45,6 +45,8 @@ class Accounts:
         self.passwords = Passwords()
         self.authenticator = AccountAuthenticator(database, self.tokens, tenancy=tenancy)
         self._per_name = parse_bucket("auth-name", settings.rate_limit.auth)
+        # Logins queue for each other's locks; they must not do that on connections that other requests wait for.
+        self.login_turns = asyncio.Semaphore(max(1, settings.database.pool_size // 3))
         self._tidier: asyncio.Task[None] | None = None
 
     @property
