@@ -9,13 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.accounts import store
 from quazzar.accounts.authenticator import parse_networks
 from quazzar.accounts.errors import ApiKeyNotFound, LifetimeExceeded, ScopeExceeded, TooManyApiKeys
+from quazzar.accounts.events import ApiKeyCreated as ApiKeyMade
 from quazzar.accounts.process import Accounts
 from quazzar.accounts.roles import is_covered
 from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated
 from quazzar.core.auth import Principal
 from quazzar.core.errors import Invalid, Unauthorized
 from quazzar.core.ids import new_id
-from quazzar.core.records import audit
+from quazzar.core.records import audit, publish
 from quazzar.core.tokens import api_key_digest, new_api_key
 
 MAX_KEYS: Final = 50
@@ -63,6 +64,14 @@ class ApiKeyService:
         created_at = await store.add_api_key(self._session, maker.user_id, key_hash=digest, **values)
         shown = {name: value for name, value in values.items() if name not in ("id", "expires_at")}
         audit(self._session, "api_key.create", subject=values["id"], after=shown | {"expires_at": str(expires_at)})
+        made = ApiKeyMade(
+            key_id=values["id"],
+            user_id=maker.user_id,
+            name=data.name,
+            scopes=values["scopes"],
+            expires_at=expires_at,
+        )
+        publish(self._session, made, subject=maker.user_id)
         return ApiKeyCreated(**values, created_at=created_at, last_used_at=None, last_used_ip=None, key=key)
 
     def _expiry(self, data: ApiKeyCreate) -> datetime:
