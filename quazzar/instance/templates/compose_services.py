@@ -340,7 +340,7 @@ class ServiceReader:
     def _depends_on(self, draft: _Draft, node: Node, path: str) -> None:
         found: list[DependencySpec] = []
         if isinstance(node, MappingNode):
-            for key, line, value, where in self.reader.mapping(node, path):
+            for key, line, value, where in self.reader.named(node, path):
                 if self._is_service(key, line, where, draft.name, value):
                     found.append(self._dependency(key, value, where))
         else:
@@ -378,7 +378,7 @@ class ServiceReader:
     def _networks(self, draft: _Draft, node: Node, path: str) -> None:
         found: dict[str, AttachmentSpec] = {}
         if isinstance(node, MappingNode):
-            for key, line, value, where in self.reader.mapping(node, path):
+            for key, line, value, where in self.reader.named(node, path):
                 if self._is_network(key, line, where, value):
                     found[key] = AttachmentSpec(network=key, aliases=self._aliases(value, where))
         else:
@@ -415,7 +415,7 @@ class ServiceReader:
 
     def _ulimits(self, draft: _Draft, node: Node, path: str) -> None:
         found: list[UlimitSpec] = []
-        for key, line, value, where in self.reader.mapping(node, path):
+        for key, line, value, where in self.reader.named(node, path):
             if key not in ULIMITS:
                 self.reader.problem(
                     where, line, f"{shown(key)} must be one of: {', '.join(sorted(ULIMITS))}", "refused"

@@ -163,12 +163,17 @@ class Reader:
 
     def mapping(self, node: Node, path: str) -> Iterator[tuple[str, int, Node, str]]:
         """Key, its line, value and path of each entry, without `x-…` ones; a problem if it isn't a mapping."""
+        for key, line, value, where in self.named(node, path):
+            if not key.startswith("x-"):
+                yield key, line, value, where
+
+    def named(self, node: Node, path: str) -> Iterator[tuple[str, int, Node, str]]:
+        """As `mapping`, where keys are names that the file's author chose, so that `x-…` is one too."""
         if not isinstance(node, MappingNode):
             self.expected(node, path, "a mapping")
             return
         for key, entry in node.entries.items():
-            if not key.startswith("x-"):
-                yield key, entry.line, entry.node, join(path, key)
+            yield key, entry.line, entry.node, join(path, key)
 
     def entries(self, node: Node, path: str, known: Iterable[str]) -> dict[str, Node]:
         """The entries of a mapping whose keys are all of `known`; a problem for every other one."""

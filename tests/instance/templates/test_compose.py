@@ -350,7 +350,7 @@ def test_environment(written: str, environment: dict[str, str]) -> None:
         ("{UNKNOWN: }", "UNKNOWN has no value; write UNKNOWN= for an empty one"),
         ("{'A B': x}", "A B must be named with letters, digits, '_', '.' and '-', not beginning with a digit"),
         ("['=x']", "The name must be named with letters, digits, '_', '.' and '-', not beginning with a digit"),
-        ("['${name}=x']", "${name} must be named with letters, digits, '_', '.' and '-', not beginning with a digit"),
+        ("['${nope:-1}=x']", "1 must be named with letters, digits, '_', '.' and '-', not beginning with a digit"),
         ("{A: [x]}", "A must be a string"),
         ("[[A]]", "environment.0 must be a string such as NAME=value"),
         ("A=x", "environment must be a mapping or a list of NAME=value"),
@@ -458,6 +458,9 @@ def test_health_checks_that_are_wrong(written: str, sentence: str) -> None:
         ("shm_size: 1048576", "shm_size_bytes", 1 << 20),
         ("labels: {a.b: 1, c: , d: x}", "labels", {"a.b": "1", "c": "", "d": "x"}),
         ("labels: [a=b=c, d]", "labels", {"a": "b=c", "d": ""}),
+        ("labels: {x-mine: a}", "labels", {"x-mine": "a"}),
+        ("labels: ['a.${size}.rule=${nope:-b=c}', 'd']", "labels", {"a.256.rule": "b=c", "d": ""}),
+        ("labels: {'a.${size}': b}", "labels", {"a.${size}": "b"}),
         (
             "ulimits: {nofile: 1024, memlock: {soft: -1, hard: -1}, nproc: {soft: 1, hard: 2}}",
             "ulimits",
@@ -590,6 +593,18 @@ def test_services_stand_in_the_order_of_their_dependencies() -> None:
     assert template.notes == (
         "services.b.depends_on.a.restart is ignored: a restart of one service leaves the others as they are (line 4)",
     )
+
+
+def test_names_that_look_like_extension_keys() -> None:
+    spec = spec_of(
+        parse_template(
+            template_text(
+                "services:\n  a: {image: x, depends_on: {x-b: }, networks: {x-n: }}\n  x-b: {image: y}\nnetworks: {x-n: }\n"
+            )
+        )
+    )
+    assert [service.name for service in spec.services] == ["x-b", "a"]
+    assert spec.services[1].networks == (AttachmentSpec(network="x-n"),)
 
 
 def test_dependencies_in_a_circle() -> None:

@@ -107,13 +107,13 @@ def dumped(value: Any) -> str:
     return yaml.safe_dump(value, allow_unicode=True)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.dictionaries(KEYS, TREES, max_size=5))
 def test_any_tree(tree: dict[str, Any]) -> None:
     anything(dumped(tree))
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(st.dictionaries(KEYS, TREES, max_size=6), st.dictionaries(KEYS, TREES, max_size=3), TREES)
 def test_any_service(service: dict[str, Any], top: dict[str, Any], fields: Any) -> None:
     block = {"slug": "a", "version": "1", "title": "A", "fields": fields}
@@ -122,7 +122,7 @@ def test_any_service(service: dict[str, Any], top: dict[str, Any], fields: Any) 
     anything(dumped({**whole, "x-quazzar": {**block, "fields": []}}))
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(st.data())
 def test_a_good_file_with_a_bad_spot(data: st.DataObject) -> None:
     tree = yaml.safe_load(CONTRACT)
@@ -138,7 +138,7 @@ def test_a_good_file_with_a_bad_spot(data: st.DataObject) -> None:
     anything(dumped(tree))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.integers(0, len(CONTRACT)), st.integers(0, 30), st.text(max_size=8))
 def test_a_good_file_with_other_letters(at: int, cut: int, text: str) -> None:
     anything(CONTRACT[:at] + text + CONTRACT[at + cut :])
