@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import unicodedata
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -59,9 +59,27 @@ class Passwords:
 
     def __init__(self, *, at_once: int | None = None, waiting: int | None = None) -> None:
         self._at_once = at_once or _cores()
-        self._room = self._at_once + (64 * self._at_once if waiting is None else waiting)
+        self._most = self._room = self._at_once + (64 * self._at_once if waiting is None else waiting)
         self._threads = ThreadPoolExecutor(self._at_once, "passwords", initializer=_lower_priority)
         self._unknown = _nobody()
+        self._turns = asyncio.Semaphore(2 * self._at_once)
+        self._turns_wanted = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """A turn for the work around a hash, so that a crowd of logins does not fill the event loop with theirs.
+
+        Twice as many at once as hashes, in the order of their coming. Raises `Unavailable` (503) when the queue is
+        full. Nothing that waits for anything but the database and the hash belongs into a turn.
+        """
+        if self._turns_wanted >= self._most:
+            raise _too_many()
+        self._turns_wanted += 1
+        try:
+            async with self._turns:
+                yield
+        finally:
+            self._turns_wanted -= 1
 
     async def hash(self, password: str) -> str:
         """The encoded hash with a salt of its own. Raises `Unavailable` (503) when the queue is full."""
@@ -80,7 +98,7 @@ class Passwords:
 
     async def _run(self, work: Callable[[], T]) -> T:
         if self._room <= 0:
-            raise Unavailable("Too many logins at once; try again in a moment", code="busy", retry_after=2)
+            raise _too_many()
         self._room -= 1
         try:
             future = self._threads.submit(work)
@@ -100,6 +118,10 @@ class Passwords:
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _too_many() -> Unavailable:
+    return Unavailable("Too many logins at once; try again in a moment", code="busy", retry_after=2)
 
 
 def _verify(password_hash: str, password: bytes) -> bool:
