@@ -88,7 +88,9 @@ class LoginService:
                 return await self._password_was_right(name, user, password, guesses, at_home=at_home)
             async with self._begin() as session:
                 await guesses.password_was_wrong(session)
-                audit(session, "session.create", subject=user.id if user is not None else None, outcome="refused")
+                tried = user.id if user is not None else None
+                audit(session, "session.create", subject=tried, outcome="refused")
+                await self._announce_failure(session, tried, "password")
         raise BadCredentials
 
     async def _password_was_right(
