@@ -13,7 +13,10 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 
+from quazzar import __version__
 from quazzar.accounts.process import Accounts
+from quazzar.audit.refusals import Refusals
+from quazzar.audit.routes import handlers as audit_handlers
 from quazzar.core.auth import Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
@@ -24,8 +27,12 @@ from quazzar.core.idempotency import Replay
 from quazzar.core.jobs import Resources, Worker
 from quazzar.core.openapi import build_document
 from quazzar.core.ratelimit import limiter_for, parse_bucket
+from quazzar.core.records import publish
 from quazzar.core.routing import renew_options
 from quazzar.core.sse import streams_of
+from quazzar.events.events import SystemStarted
+from quazzar.events.feed import Feed
+from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
 from quazzar.instance.apps.jobs import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.apps.reconciler import Reconciler
@@ -65,6 +72,8 @@ def instance_router(prefix: str = "") -> Router:
             TemplateController,
             AppController,
             *job_handlers,
+            *event_handlers,
+            *audit_handlers,
         ],
     )
 
@@ -80,6 +89,8 @@ def panel_router(prefix: str = "") -> Router:
             *panel_account_handlers,
             *tenant_handlers,
             *job_handlers,
+            *event_handlers,
+            *audit_handlers,
         ],
     )
 
@@ -126,6 +137,7 @@ class Application:
             self._reconciler = Reconciler(database, self._runtime)
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
+        self.feed = Feed(database)
         self.litestar = Litestar(
             route_handlers=[
                 instance_router(prefix) if realm == "instance" else panel_router(prefix)
@@ -133,7 +145,7 @@ class Application:
             ],
             request_class=JsonRequest,
             exception_handlers={**exception_handlers, Replay: lambda _, replay: replay.response},
-            after_exception=[remember_error],
+            after_exception=[remember_error, Refusals().record],
             # Bodies are limited by the gate, path by path; Litestar's own cap would come before a larger one.
             request_max_body_size=None,
             lifespan=[self._running],
@@ -148,6 +160,7 @@ class Application:
                     "runtime": self._runtime,
                     "reconciler": self._reconciler,
                     "worker": self.worker,
+                    "feed": self.feed,
                     "authenticator": self.accounts.authenticator,
                     "draining": False,
                 }
@@ -180,12 +193,16 @@ class Application:
                 stack.push_async_callback(self._runtime.close)
             await self.accounts.start()
             stack.push_async_callback(self.accounts.stop)
+            await self.feed.start()
+            stack.push_async_callback(self.feed.stop)
             await self.worker.start()
             stack.push_async_callback(self.worker.stop)
             if self._reconciler is not None:
                 await self._reconciler.start()
                 stack.push_async_callback(self._reconciler.stop)
                 await self._announce_setup()
+                async with self.database.begin() as session:
+                    publish(session, SystemStarted(version=__version__, mode=self.settings.server.mode))
             yield
 
     async def _announce_setup(self) -> None:

@@ -90,6 +90,12 @@ def _parser() -> _Parser:
     rotate.set_defaults(command=("keys", "rotate"))
     reseal = keys.add_parser("reseal", parents=[shared], help="seal every stored secret with the current master key")
     reseal.set_defaults(command=("keys", "reseal"))
+
+    audit = commands.add_parser("audit", help="the audit log").add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+    verify = audit.add_parser("verify", parents=[shared], help="check every chain of records; 1 when one is not whole")
+    verify.set_defaults(command=("audit", "verify"))
     return parser
 
 

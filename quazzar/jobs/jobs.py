@@ -1,9 +1,10 @@
-"""The upkeep of the tables that only grow by themselves: jobs, the queue's notes, kept answers."""
+"""The upkeep of the tables that only grow by themselves: jobs, the queue's notes, kept answers, events."""
 
 from sqlalchemy import CursorResult, text
 
 from quazzar.core.idempotency import prune_idempotent
 from quazzar.core.jobs import JobRun, Resource, job, schedule
+from quazzar.events.service import prune_events
 
 RETENTION_DAYS: Resource[int] = Resource("days that ended jobs are kept")
 DEFAULT_RETENTION_DAYS = 30
@@ -24,9 +25,10 @@ _PRUNE_QUEUE_LOG = text(
 @schedule("17 3 * * *")
 @job("jobs.prune", concurrency=1)
 async def prune(run: JobRun) -> None:
-    """Forget jobs that ended long ago with their log lines, what the queue noted for itself, and kept answers."""
+    """Forget jobs that ended long ago with their log lines, the queue's own notes, kept answers and old events."""
     async with run.database.begin() as session:
         await prune_idempotent(session)
+    await prune_events(run.database)
     days = run.resources.get(RETENTION_DAYS, DEFAULT_RETENTION_DAYS)
     for statement in (_PRUNE, _PRUNE_QUEUE_LOG):
         removed = _BATCH

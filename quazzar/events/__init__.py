@@ -1,0 +1,1 @@
+"""The feed of events: what happened, newest first or as it happens."""
