@@ -14,7 +14,6 @@ import limits
 import limits.aio.storage
 import limits.storage
 import msgspec
-import redis.asyncio
 import structlog
 from limits.errors import ConfigurationError
 
@@ -369,6 +368,9 @@ def limiter_for(storage: str, *, postgres: Callable[[], Awaitable[Pool]] | None 
     protocol = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss"}.get(scheme)
     if protocol is None or not separator:
         raise ValueError("rate_limit.storage must be memory, postgres, redis://… or valkey://…")
+    # Its client takes 20 MB, which a process that counts in memory need not have.
+    import redis.asyncio  # noqa: PLC0415
+
     try:
         # Valkey speaks the protocol of Redis; one client for both.
         pool = redis.asyncio.BlockingConnectionPool.from_url(
