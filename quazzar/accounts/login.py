@@ -105,8 +105,9 @@ class LoginService:
             new_hash = await self._accounts.passwords.hash(password)
         try:
             async with self._begin() as session:
+                pair = await self._open(session, user, password_hash=new_hash)
                 await guesses.password_was_right(session, at_home=at_home)
-                return await self._open(session, user, password_hash=new_hash)
+                return pair
         except BadCredentials:
             if not again:
                 raise
@@ -145,13 +146,18 @@ class LoginService:
                 raise SecondFactorRefused
             guesses = self._guesses(_name(user))
             await guesses.count_code(session)
-        # One transaction: a code is used up only together with the session that it opens.
+        # One transaction: a code is used up only together with the session that it opens. The user's row comes first,
+        # as in every other that locks more than one row about a user.
         async with self._begin() as session:
+            user = await store.get_secrets(session, self._realm, claims.sub, lock=True)
+            if user is None or user.totp_enabled_at is None or _fingerprint(user.password_hash) != claims.sid:
+                raise SecondFactorRefused
             if await self._take_code(session, user, code):
-                await guesses.code_was_right(session)
                 if not await end_step(session, claims.jti):
                     raise SecondFactorRefused
-                return await self._open(session, user, password_hash=user.password_hash)
+                pair = await self._open(session, user, password_hash=user.password_hash)
+                await guesses.code_was_right(session)
+                return pair
             audit(session, "session.create", subject=user.id, outcome="refused", after={"step": "totp"})
             await self._announce_failure(session, user.id, "totp")
         raise SecondFactorRefused
