@@ -13,6 +13,7 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 
+import quazzar.webhooks.jobs  # noqa: F401 - declaring a job is what schedules it
 from quazzar import __version__
 from quazzar.accounts.process import Accounts
 from quazzar.audit.refusals import Refusals
@@ -26,6 +27,7 @@ from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.idempotency import Replay
 from quazzar.core.jobs import Resources, Worker
 from quazzar.core.openapi import build_document
+from quazzar.core.outbound import OutboundPolicy
 from quazzar.core.ratelimit import limiter_for, parse_bucket
 from quazzar.core.records import publish
 from quazzar.core.routing import renew_options
@@ -50,6 +52,8 @@ from quazzar.panel.tenants.routes import handlers as tenant_handlers
 from quazzar.panel.tenants.tenancy import PanelTenancy
 from quazzar.reference.routes import handlers as reference_handlers
 from quazzar.settings import Settings
+from quazzar.webhooks.engine import Webhooks
+from quazzar.webhooks.routes import handlers as webhook_handlers
 
 _AUTH_BYTES = 64 * 1024
 _STRICT = {
@@ -74,6 +78,7 @@ def instance_router(prefix: str = "") -> Router:
             *job_handlers,
             *event_handlers,
             *audit_handlers,
+            *webhook_handlers,
         ],
     )
 
@@ -91,6 +96,7 @@ def panel_router(prefix: str = "") -> Router:
             *job_handlers,
             *event_handlers,
             *audit_handlers,
+            *webhook_handlers,
         ],
     )
 
@@ -138,6 +144,9 @@ class Application:
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
+        self.webhooks = Webhooks(
+            database, keyring, outbound_policy(settings), settings.webhooks.retry_schedule, identity=identity
+        )
         self.litestar = Litestar(
             route_handlers=[
                 instance_router(prefix) if realm == "instance" else panel_router(prefix)
@@ -161,6 +170,7 @@ class Application:
                     "reconciler": self._reconciler,
                     "worker": self.worker,
                     "feed": self.feed,
+                    "webhooks": self.webhooks,
                     "authenticator": self.accounts.authenticator,
                     "draining": False,
                 }
@@ -179,6 +189,7 @@ class Application:
         """From now on the process says that it is not ready, and open streams end."""
         self.litestar.state.draining = True
         self.worker.drain()
+        self.webhooks.drain()
         streams_of(self.litestar.state).close()
 
     def lifespan(self) -> AbstractAsyncContextManager[None]:
@@ -197,6 +208,8 @@ class Application:
             stack.push_async_callback(self.feed.stop)
             await self.worker.start()
             stack.push_async_callback(self.worker.stop)
+            await self.webhooks.start()
+            stack.push_async_callback(self.webhooks.stop)
             if self._reconciler is not None:
                 await self._reconciler.start()
                 stack.push_async_callback(self._reconciler.stop)
@@ -220,6 +233,12 @@ def create_app(settings: Settings, *, keyring: Keyring, database: Database) -> A
     return Application(settings, keyring, database)
 
 
+def outbound_policy(settings: Settings) -> OutboundPolicy:
+    """Where webhooks may go: public addresses and the allowed networks, but never to this process itself."""
+    own = (settings.server.port, settings.agent.port, settings.metrics.port)
+    return OutboundPolicy(settings.webhooks.allow_networks, own_ports=[port for port in own if port is not None])
+
+
 def runtime_config(settings: Settings) -> RuntimeConfig:
     match settings.runtime.driver:
         case "docker" | "swarm":
@@ -230,6 +249,7 @@ def runtime_config(settings: Settings) -> RuntimeConfig:
 
 def gate_config(settings: Settings) -> GateConfig:
     strict = parse_bucket("auth", settings.rate_limit.auth)
+    tests = parse_bucket("webhook_test", settings.rate_limit.auth)
     auth_body = BodyRule(limit=_AUTH_BYTES)
     bodies: dict[tuple[Realm, str], BodyRule] = {
         ("instance", "/api/templates"): _COMPOSE,
@@ -245,7 +265,8 @@ def gate_config(settings: Settings) -> GateConfig:
             "instance": parse_bucket("instance", settings.rate_limit.instance),
             "panel": parse_bucket("panel", settings.rate_limit.panel),
         },
-        strict={(realm, f"/api/auth/{name}"): strict for realm in realms for name in _STRICT[realm]},
+        strict={(realm, f"/api/auth/{name}"): strict for realm in realms for name in _STRICT[realm]}
+        | {(realm, "/api/webhooks/{id}/test"): tests for realm in realms},
         allowed_hosts=allowed_hosts(settings),
         trusted_proxies=tuple(str(network) for network in settings.server.trusted_proxies),
         cors_origins=frozenset(settings.server.cors_origins),

@@ -10,3 +10,4 @@ import quazzar.instance.apps.models
 import quazzar.instance.auth.models
 import quazzar.instance.templates.models
 import quazzar.panel.tenants.models
+import quazzar.webhooks.models

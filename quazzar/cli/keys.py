@@ -40,6 +40,8 @@ def reseal(arguments: Arguments) -> int:
 async def _reseal(settings: Settings, keyring: Keyring) -> int:
     from quazzar.accounts import service as accounts  # noqa: PLC0415 - `rotate` needs neither
     from quazzar.instance.apps import service as apps  # noqa: PLC0415
+    from quazzar.webhooks import service as webhooks  # noqa: PLC0415
 
     async with usable_database(settings) as database, database.begin() as session:
-        return await accounts.reseal(session, keyring) + await apps.reseal(session, keyring)
+        own = await accounts.reseal(session, keyring) + await apps.reseal(session, keyring)
+        return own + await webhooks.reseal(session, keyring)
