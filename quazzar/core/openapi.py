@@ -136,6 +136,10 @@ def _complete(operation: dict[str, Any], endpoint: Endpoint, path: str, schemas:
     for status in list(responses):
         if int(status) >= 400:
             del responses[status]
+    if "204" in responses:
+        responses["204"].pop("content", None)
+    if any(parameter.get("name") == "follow" for parameter in operation.get("parameters", ())):
+        responses["200"].setdefault("content", {})["text/event-stream"] = _STREAM
     for answer in responses.values():
         answer["headers"] = (answer.get("headers") or {}) | _HEADER_REFS
         for content in (answer.get("content") or {}).values():
@@ -157,6 +161,20 @@ def _complete_inputs(operation: dict[str, Any], schemas: dict[str, Any]) -> None
         for content in operation["requestBody"]["content"].values():
             _add_example(content, schemas)
 
+
+_STREAM: dict[str, Any] = {
+    "schema": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "id": {"type": "string"},
+            "event": {"type": "string"},
+            "data": {"type": "string", "description": "JSON on one line"},
+        },
+    },
+    "example": {"event": "line", "data": "{}"},
+}
+"""What an operation with `follow` answers when that is true: the schema is that of one event."""
 
 _IDEMPOTENCY = {
     "name": "Idempotency-Key",

@@ -1,7 +1,7 @@
 """Bodies of apps, in and out."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -12,7 +12,8 @@ from quazzar.instance.apps.runtimes.base import Health, Stream
 
 MIB = 1024 * 1024
 
-ConfigValue = str | int | float | bool | None
+ConfigValue = Any
+"""Text, number, truth value or null; the fields of the template say which."""
 
 TemplateName = Annotated[
     str,
