@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import msgspec
+import structlog
 from sqlalchemy import MetaData, text
 from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.exc import IntegrityError
@@ -17,6 +18,8 @@ from sqlalchemy.sql import ClauseElement
 
 from quazzar.core.errors import AppError, DatabaseUnavailable
 from quazzar.core.migrations import SchemaState, schema_state
+
+log = structlog.get_logger(__name__)
 
 APP_ROLE = "quazzar_app"
 """The role that the process works under: it owns nothing, so row-level security and grants bind it."""
@@ -276,7 +279,11 @@ class Listener:
                 while True:
                     await asyncio.sleep(self.CHECK_SECONDS)
                     await connection.execute("SELECT 1", timeout=self.CHECK_SECONDS)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                if self.connected:
+                    log.warning(
+                        "Notifications are interrupted", channels=list(self._channels), cause=type(error).__name__
+                    )
                 self.connected = False
                 self._on_gap()
             finally:

@@ -150,6 +150,8 @@ class Server(uvicorn.Server):
             # What is there now lives as long as the process; the collector need not look at it again.
             gc.collect()
             gc.freeze()
+            # Requests make many short-lived objects: looking at them less often cuts the slowest answers.
+            gc.set_threshold(20_000, 10, 10)
         if self._on_started is not None and not self.should_exit:
             self._on_started(self.addresses)
 
