@@ -116,10 +116,11 @@ def compare(subjects: Sequence[Subject], *, warm: int = 1) -> dict[str, Reading]
     """Medians over interleaved rounds, so that what else goes on hits all alike; `warm` requests come first."""
     readings: dict[str, list[Reading]] = {subject.name: [] for subject in subjects}
     for subject in subjects:
-        # Every client is known before the measuring begins: a first request costs a query.
-        asked = 0.0
-        while asked < warm:
-            asked += 2 * wrk(subject, 2).rate
+        # Every client is known before the measuring begins, as a first request costs a query. Each round of wrk starts
+        # with the first client again, so one round has to reach the last.
+        seconds = 2
+        while (asked := wrk(subject, seconds).rate * seconds) < warm:
+            seconds = int(seconds * 1.3 * warm / asked) + 1
     for _ in range(ROUNDS):
         for subject in subjects:
             readings[subject.name].append(wrk(subject, SECONDS))
