@@ -168,6 +168,29 @@ async def test_logins_are_audited_and_refused_ones_too(
     assert await count(database, secret, secret="wrong") == 0
 
 
+async def test_logins_are_announced_and_nothing_else(
+    client: httpx.AsyncClient, user: MadeUser, database: Database
+) -> None:
+    async def announced() -> list[tuple[str, str | None, dict[str, Any]]]:
+        query = (
+            "SELECT type, subject, data FROM events WHERE realm = 'instance' AND position > :since ORDER BY position"
+        )
+        async with database.begin() as session:
+            return [tuple(row) for row in await session.execute(text(query), {"since": since})]
+
+    since = await count(database, "SELECT coalesce(max(position), 0) FROM events")
+    pair = await log_in(client, user)
+    for name in (user.name, "nobody-at-all"):
+        await client.post("/api/auth/login", json={"username": name, "password": "wrong"})
+    await refresh(client, pair["refresh_token"])
+    found = await announced()
+    kinds = [(kind, subject) for kind, subject, _ in found]
+    assert kinds == [("auth.login", user.id), ("auth.login_failed", user.id), ("auth.login_failed", None)]
+    assert found[0][2].keys() == {"user_id", "session_id", "address"}
+    assert found[1][2] == {"user_id": user.id, "step": "password", "address": "127.0.0.1"}
+    assert "nobody-at-all" not in str(found)
+
+
 async def test_s16_a_token_in_the_address_is_none(client: httpx.AsyncClient, user: MadeUser) -> None:
     token = (await log_in(client, user))["access_token"]
     for query in ("token", "access_token", "authorization", "key"):
