@@ -260,7 +260,7 @@ async def _operation(run: JobRun, app_id: str, status: AppStatus, seconds: float
             return
         work = _Work(run, app, status)
         try:
-            async with asyncio.timeout(max(app.seconds_left, 0)) as limit:
+            async with asyncio.timeout(seconds) as limit:
                 yield work
         except RuntimeFailure as failure:
             await work.fail(failure.reason)

@@ -11,6 +11,12 @@ from weakref import WeakValueDictionary
 _locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
+def is_locked(app_id: str) -> bool:
+    """Whether somebody works on the app now."""
+    lock = _locks.get(app_id)
+    return lock is not None and lock.locked()
+
+
 @contextlib.asynccontextmanager
 async def app_lock(app_id: str) -> AsyncIterator[None]:
     """Held by jobs while they work on an app, and by the reconciler while it removes remains."""

@@ -19,7 +19,7 @@ from quazzar.core.errors import Unavailable
 from quazzar.core.records import publish
 from quazzar.instance.apps import store
 from quazzar.instance.apps.events import AppFailed, change_of
-from quazzar.instance.apps.locks import app_lock
+from quazzar.instance.apps.locks import app_lock, is_locked
 from quazzar.instance.apps.models import TRANSITIONAL
 from quazzar.instance.apps.runtimes.base import AppState, Runtime, RuntimeEvent, RuntimeFailure
 from quazzar.instance.apps.truth import Expected, judge, ports_view, services_view, volumes_view
@@ -30,6 +30,10 @@ FULL_PASS_SECONDS = 30.0
 REAP_SECONDS = 5.0
 GATHER_SECONDS = 0.1
 """Events of one moment (die, stop, destroy) are looked at together."""
+BUSY_SECONDS = 1.0
+"""How soon an app is looked at again that a job had when something happened to it."""
+_PASSING = (SQLAlchemyError, OSError, TimeoutError, RuntimeFailure)
+"""What passes by itself: the database or the engine is away for a moment."""
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0)
 
 
@@ -72,8 +76,8 @@ class Reconciler:
                 await self._follow(since)
             except Unavailable:
                 self.engine_reachable = False
-            except (SQLAlchemyError, OSError, TimeoutError, RuntimeFailure) as error:
-                log.warning("apps.reconcile_failed", error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - this loop must outlive every fault
+                self._report("apps.reconcile_failed", error)
             pause = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]
             failures += 1
             await asyncio.sleep(pause)
@@ -109,26 +113,40 @@ class Reconciler:
         self._wake.set()
 
     async def _look_at_dirty(self) -> None:
+        busy: set[str] = set()
         while True:
-            await self._wake.wait()
-            await asyncio.sleep(GATHER_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                # What happens while a job has an app may come after the job's own last look.
+                async with asyncio.timeout(BUSY_SECONDS if busy else None):
+                    await self._wake.wait()
+                    await asyncio.sleep(GATHER_SECONDS)
             self._wake.clear()
-            ids, self._dirty = sorted(self._dirty), set()
+            ids, self._dirty = sorted(self._dirty | busy), set()
             try:
-                await self.look_at(ids)
-            except (Unavailable, SQLAlchemyError, OSError, TimeoutError, RuntimeFailure) as error:
-                log.warning("apps.reconcile_failed", error=type(error).__name__)
-                self._dirty.update(ids)
-                await asyncio.sleep(1)
-                self._wake.set()
+                busy = await self.look_at(ids)
+            except Unavailable:
+                busy = set()  # a full pass follows as soon as the engine is back
+            except Exception as error:  # noqa: BLE001 - as above
+                # What passes is looked at again, what does not waits for the next full pass.
+                busy = set(ids) if self._report("apps.reconcile_failed", error) else set()
+
+    @staticmethod
+    def _report(event: str, error: Exception) -> bool:
+        """Log why a round failed; true when that passes by itself. These loops outlive every fault."""
+        passing = isinstance(error, (Unavailable, *_PASSING))
+        if passing:
+            log.warning(event, error=type(error).__name__)
+        else:
+            log.error(event, exc_info=error)
+        return passing
 
     async def _reap_often(self) -> None:
         while True:
             await asyncio.sleep(REAP_SECONDS)
             try:
                 await self.reap()
-            except (Unavailable, SQLAlchemyError, OSError, TimeoutError) as error:
-                log.warning("apps.reap_failed", error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._report("apps.reap_failed", error)
 
     async def full_pass(self) -> None:
         """Compare every app with the engine. Raises `RuntimeUnavailable` when it is away."""
@@ -137,18 +155,23 @@ class Reconciler:
         # Rows first, engine second: what an operation changes after we read a row makes our write of it void.
         states = {state.app_id: state for state in await self._runtime.find()}
         for app in apps:
-            await self._settle(app, states.get(app.id))
+            try:
+                await self._settle(app, states.get(app.id))
+            except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:
+                # One row that this release can't read must not hide the others.
+                log.error("apps.reconcile_failed", app_id=app.id, exc_info=error)
         known = {app.id for app in apps}
         for app_id in [app_id for app_id in self._stopped if app_id not in known]:
             del self._stopped[app_id]
 
-    async def look_at(self, ids: Sequence[str]) -> None:
-        """Compare these apps with the engine; ids that are not ours are passed over."""
+    async def look_at(self, ids: Sequence[str]) -> set[str]:
+        """Compare these apps with the engine; ids that are not ours are passed over. Gives those that a job has."""
         async with self._database.begin() as session:
             apps = await store.watch_apps(session, ids)
         for app in apps:
             if app.status not in TRANSITIONAL:
                 await self._settle(app, await self._runtime.get(app.id))
+        return {app.id for app in apps if app.status in TRANSITIONAL}
 
     async def _settle(self, app: store.Watched, state: AppState | None) -> None:
         if app.status in TRANSITIONAL:
@@ -197,6 +220,8 @@ class Reconciler:
 
     async def _remove_remains(self, app: store.Watched) -> None:
         """Take away what an install left that failed while the engine was away."""
+        if is_locked(app.id):
+            return  # it is tried again already, and that may take long
         async with app_lock(app.id):
             async with self._database.begin() as session:
                 current = await store.get_state(session, app.id)

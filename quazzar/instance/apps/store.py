@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Integer, Text, bindparam, delete, func, insert, or_, select, text, update
+from sqlalchemy import Integer, Text, bindparam, case, delete, func, insert, or_, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import Select
@@ -199,7 +199,7 @@ async def set_reason(session: AsyncSession, app_id: str, *, job_id: str, status:
 
 
 class Held(msgspec.Struct, frozen=True):
-    """An app in the hands of a job: all that its work needs. `seconds_left` counts to its deadline."""
+    """An app in the hands of a job: all that its work needs."""
 
     id: str
     name: str
@@ -209,7 +209,9 @@ class Held(msgspec.Struct, frozen=True):
     resources: dict[str, Any]
     expected: list[Any]
     installed_at: datetime | None
-    seconds_left: float
+
+
+_HELD = tuple(getattr(App, name) for name in Held.__struct_fields__)
 
 
 async def claim_app(
@@ -217,37 +219,24 @@ async def claim_app(
 ) -> Held | None:
     """Take an app for the job that its row names; None when another operation has it, or it is gone.
 
-    A job that is run again after it failed finds the app in one of the states `again` and takes it back into its own
-    with a new deadline of `seconds`; one that was interrupted keeps the deadline that it had.
+    Each attempt has `seconds` to its deadline: what an operation waited in the queue, or for our process to come back,
+    does not count. A job that is tried again after it failed finds the app in one of the states `again` and takes it
+    back into its own.
     """
-    await session.execute(
+    statement = (
         update(App)
-        .where(App.id == app_id, App.job_id == job_id, App.status.in_(again))
+        .where(App.id == app_id, App.job_id == job_id, App.status.in_((status, *again)))
         .values(
             status=status,
             status_reason=None,
-            status_since=func.clock_timestamp(),
+            status_since=case((App.status == status, App.status_since), else_=func.clock_timestamp()),
             updated_at=func.clock_timestamp(),
             deadline_at=_deadline(seconds),
         )
+        .returning(*_HELD)
     )
-    left = func.extract("epoch", App.deadline_at - func.clock_timestamp()).label("seconds_left")
-    row = (
-        await session.execute(
-            select(
-                App.id,
-                App.name,
-                App.definition,
-                App.config,
-                App.secrets,
-                App.resources,
-                App.expected,
-                App.installed_at,
-                left,
-            ).where(App.id == app_id, App.job_id == job_id, App.status == status)
-        )
-    ).one_or_none()
-    return Held(**row._asdict() | {"seconds_left": float(row.seconds_left)}) if row is not None else None
+    row = (await session.execute(statement)).one_or_none()
+    return Held(**row._asdict()) if row is not None else None
 
 
 async def delete_app(session: AsyncSession, app_id: str, *, job_id: str) -> bool:
@@ -315,7 +304,7 @@ _ABANDONED = text(
     FROM apps LEFT JOIN jobs ON jobs.id = apps.job_id
     WHERE apps.status = ANY(:statuses) AND (
         jobs.id IS NULL OR jobs.status NOT IN ('queued', 'running')
-        OR apps.deadline_at < clock_timestamp() - make_interval(secs => :grace))
+        OR (jobs.status = 'running' AND apps.deadline_at < clock_timestamp() - make_interval(secs => :grace)))
     """
 )
 

@@ -163,3 +163,35 @@ async def test_a_row_that_changed_meanwhile_is_not_written_over(app: RunningApp,
     go_on.set()
     await passing
     assert (await show(admin, made["id"]))["status"] == "restarting"
+
+
+async def test_what_happens_behind_a_jobs_back_is_seen_when_the_job_is_done(
+    app: RunningApp, admin: httpx.AsyncClient
+) -> None:
+    made = await install(admin, await add_one(admin, restart="no"))
+    engine = engine_of(app)
+    async with app.database.begin() as session:
+        # A job that has looked at the engine for the last time, and is about to write "running".
+        await session.execute(text("UPDATE apps SET status = 'restarting' WHERE id = :id"), {"id": made["id"]})
+        await session.execute(text("UPDATE jobs SET status = 'running' WHERE id = :id"), {"id": made["job_id"]})
+    engine.crash(made["id"], "web", exit_code=5)
+    await asyncio.sleep(0.4)
+    async with app.database.begin() as session:
+        await session.execute(text("UPDATE jobs SET status = 'completed' WHERE id = :id"), {"id": made["job_id"]})
+        await session.execute(text("UPDATE apps SET status = 'running' WHERE id = :id"), {"id": made["id"]})
+    crashed = await until(admin, made["id"], "crashed", seconds=2)
+    assert "exit code 5" in crashed["status_reason"]
+
+
+async def test_a_row_that_can_not_be_read_hides_no_other(app: RunningApp, admin: httpx.AsyncClient) -> None:
+    odd, other = await install(admin, await add_one(admin)), await install(admin, await add_one(admin, restart="no"))
+    async with app.database.begin() as session:
+        await session.execute(text("""UPDATE apps SET expected = '[{"no": 1}]' WHERE id = :id"""), {"id": odd["id"]})
+    engine = engine_of(app)
+    engine.go_down()
+    engine.crash(other["id"], "web", exit_code=5)
+    engine.come_back()
+    await app.asgi.app.state.reconciler.full_pass()
+    assert (await show(admin, other["id"]))["status"] == "crashed"
+    async with app.database.begin() as session:
+        await session.execute(text("UPDATE apps SET expected = '[]' WHERE id = :id"), {"id": odd["id"]})
