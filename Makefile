@@ -10,8 +10,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types imports migrations openapi-check openapi migrate doctor lock format \
-	bench fuzz torture clean
+.PHONY: help install run test check lint types imports migrations openapi-check openapi events migrate doctor lock \
+	format bench fuzz torture clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ migrations: $(VENV)/.dev ## the migrations give the schema that the models descr
 
 openapi-check: $(VENV)/.dev ## the packaged API documents are those of the code
 	$(BIN)/python -m quazzar openapi --mode=all --check
+
+events: $(VENV)/.dev ## write the page of all events anew
+	$(BIN)/python -m quazzar events --output docs/events.md
 
 openapi: $(VENV)/.dev ## write the packaged API documents anew
 	$(BIN)/python -m quazzar openapi --mode=all --output quazzar/reference/documents

@@ -1,10 +1,13 @@
 """The audit log over HTTP, the same in both APIs."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from litestar import Controller, Request, Response
 from litestar.di import NamedDependency, Provide
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, Schema
+from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import QueryParameter
 from litestar.response import Stream
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,7 +22,7 @@ from quazzar.core.records import Outcome
 from quazzar.core.routing import get
 
 _TIME = {"format": "date-time"}
-_TYPES: dict[ExportFormat, str] = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
+_TYPES: dict[ExportFormat, str] = {"csv": "text/csv", "jsonl": "application/x-ndjson"}
 
 Action = Annotated[
     str | None,
@@ -39,6 +42,17 @@ How = Annotated[Outcome | None, QueryParameter(description="Only what ended so."
 Since = Annotated[str | None, QueryParameter(max_length=50, description="Only from this time on.", schema_extra=_TIME)]
 Until = Annotated[str | None, QueryParameter(max_length=50, description="Only before this time.", schema_extra=_TIME)]
 Form = Annotated[ExportFormat, QueryParameter(description="A table, or one JSON object a line.")]
+
+
+@dataclass
+class _ExportOperation(Operation):
+    """Documents the second form of the file."""
+
+    def __post_init__(self) -> None:
+        answer = (self.responses or {}).get("200")
+        if isinstance(answer, OpenAPIResponse):
+            lines = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING, examples=["{}"]))
+            answer.content = {**(answer.content or {}), _TYPES["jsonl"]: lines}
 
 
 async def provide_filter(
@@ -88,6 +102,7 @@ class AuditController(Controller):
         "/export",
         guards=[requires("audit:read")],
         operation_id="ExportAuditRecords",
+        operation_class=_ExportOperation,
         summary="The log as a file",
         responses={
             200: ResponseSpec(

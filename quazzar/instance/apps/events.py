@@ -8,6 +8,8 @@ from quazzar.instance.apps.models import AppStatus
 
 
 class AppInstalled(Event):
+    """An install has gone through: the app is on the engine."""
+
     type = "app.installed"
     app_id: str
     name: str
@@ -16,13 +18,15 @@ class AppInstalled(Event):
 
 
 class AppStarted(Event):
+    """An app that stood still runs, by a call or because somebody started it through the engine."""
+
     type = "app.started"
     app_id: str
     name: str
 
 
 class AppStopped(Event):
-    """`reason` is there when it was not we who stopped it."""
+    """An app that ran stands still; `reason` is there when it was not we who stopped it."""
 
     type = "app.stopped"
     app_id: str
@@ -31,12 +35,16 @@ class AppStopped(Event):
 
 
 class AppRestarted(Event):
+    """A restart has gone through."""
+
     type = "app.restarted"
     app_id: str
     name: str
 
 
 class AppUnhealthy(Event):
+    """An app runs, but not as it should: a health check fails, or a service is paused or stopped."""
+
     type = "app.unhealthy"
     app_id: str
     name: str
@@ -66,6 +74,8 @@ class AppFailed(Event):
 
 
 class AppUninstalled(Event):
+    """An app is gone, and its volumes with it unless `data_kept`."""
+
     type = "app.uninstalled"
     app_id: str
     name: str

@@ -52,7 +52,9 @@ class AppController(Controller):
         guards=[requires("apps:deploy")],
         operation_id="InstallApp",
         summary="Install an app from a template",
-        responses={200: ResponseSpec(AppPlan, description="With `dry_run=true`: what would happen")},
+        responses={
+            200: ResponseSpec(AppPlan, description="With `dry_run=true`: what would happen", generate_examples=False)
+        },
     )
     async def install_app(
         self, apps: NamedDependency[AppService], data: JSONBody[AppCreate], dry_run: Flag = False
@@ -70,7 +72,11 @@ class AppController(Controller):
         operation_id="DeleteApp",
         summary="Uninstall an app",
         status_code=204,
-        responses={200: ResponseSpec(AppOut, description="Still being removed; the job of `job_id` goes on")},
+        responses={
+            200: ResponseSpec(
+                AppOut, description="Still being removed; the job of `job_id` goes on", generate_examples=False
+            )
+        },
     )
     async def delete_app(
         self, request: AppRequest, app_id: AppId, keep_data: Flag = False, purge: Flag = False
