@@ -1,5 +1,6 @@
 """Who is asking: the principal of a request, how the gate learns it, and the guard that each handler carries."""
 
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -63,6 +64,10 @@ class Authenticator(Protocol):
 
     async def resolve(self, realm: Realm, authorization: bytes, address: str) -> Principal:
         """Verify the credential. Raises `Unauthorized` when it does not hold, `Unavailable` without a database."""
+
+
+current_principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
+"""The verified caller of the request that this task answers, set by the gate."""
 
 
 def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:

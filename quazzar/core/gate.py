@@ -26,7 +26,7 @@ import structlog
 from litestar.utils.path import normalize_path
 
 from quazzar.core.addresses import TrustedProxies, rate_key
-from quazzar.core.auth import Authenticator, Principal, Realm
+from quazzar.core.auth import Authenticator, Principal, Realm, current_principal
 from quazzar.core.bodies import Body, BodyRule
 from quazzar.core.envelope import encode_error, error_headers, from_exception
 from quazzar.core.errors import AppError, RateLimited, Unauthorized, Unavailable
@@ -188,6 +188,8 @@ class Gate:
             found = self._enter(scope, exchange)
             naming = request_id.set(exchange.id)
             principal = await self._admit(scope, exchange, found, strict=method == "POST")
+            # Each request is a task of its own, with a context of its own: nothing has to be put back.
+            current_principal.set(principal)
             if exchange.origin is not None and method == "OPTIONS" and b"access-control-request-method" in found:
                 await _preflight(exchange)
                 return

@@ -1,5 +1,6 @@
 """Structured logs: one line per event, the request id on each, and no secret in any."""
 
+import asyncio
 import logging
 import re
 import sys
@@ -280,6 +281,7 @@ class AccessLog:
     def __init__(self) -> None:
         self.enabled = _output.level <= logging.INFO
         self._json = _output.render is _json_line
+        self._lines: list[bytes] = []
 
     def __call__(
         self, *, method: str, path: str, status: int, seconds: float, request: str, client: str, principal: str | None
@@ -292,10 +294,22 @@ class AccessLog:
             method = _clean_text(method)
         milliseconds = round(seconds * 1000, 2)
         line = _AccessLine(_clock(), request, method, path, status, milliseconds, client, principal)
-        if self._json:
-            _output.write(_encode(line) + b"\n")
-        else:
-            _output.write(_output.render(msgspec.to_builtins(line)))
+        # Lines of requests that end in the same turn of the event loop are one write.
+        if not self._lines:
+            try:
+                asyncio.get_running_loop().call_soon(self._write)
+            except RuntimeError:
+                # No loop runs: whoever calls this is not a server.
+                _output.write(self._encoded(line))
+                return
+        self._lines.append(self._encoded(line))
+
+    def _encoded(self, line: "_AccessLine") -> bytes:
+        return _encode(line) + b"\n" if self._json else _output.render(msgspec.to_builtins(line))
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        _output.write(b"".join(lines))
 
 
 class _AccessLine(msgspec.Struct):

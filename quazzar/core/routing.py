@@ -11,13 +11,24 @@ from litestar.enums import HttpMethod
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 from litestar.routes import HTTPRoute
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, ExceptionHandlersMap, Receive, Scope, Send
 
 from quazzar.core.idempotency import Pending
 
 
 class Endpoint(HTTPRouteHandler):
-    """A handler whose guards get the handler itself; stock Litestar copies it for each guard and request."""
+    """A handler with the per-request work of Litestar's own done once, or not at all.
+
+    Guards get the handler itself, where the stock one is copied for each guard and request; exception handlers are
+    gathered from the layers once; and a plain answer leaves without a response object.
+    """
+
+    _gathered: "ExceptionHandlersMap | None" = None
+
+    def resolve_exception_handlers(self) -> ExceptionHandlersMap:
+        if self._gathered is None:
+            self._gathered = super().resolve_exception_handlers()
+        return self._gathered
 
     async def authorize_connection(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
         for guard in self.resolve_guards():

@@ -1,7 +1,7 @@
 """Auth endpoints of an instance: setup, login, who am I, and API keys, beside what both realms have."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from litestar import Controller, Request, Response
 from litestar.di import NamedDependency, Provide
@@ -14,7 +14,7 @@ from quazzar.accounts.login import LoginService
 from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut, MeOut, TokenPair, TotpRequired
 from quazzar.core.addresses import is_loopback
-from quazzar.core.auth import authenticated, principal_of, requires
+from quazzar.core.auth import authenticated, current_principal, principal_of, requires
 from quazzar.core.routing import delete, get, post
 from quazzar.instance.auth.schemas import Login, Setup, SetupOut
 from quazzar.instance.auth.service import SetupService
@@ -51,10 +51,11 @@ class AuthController(LoginController):
         return await logins.login(data.username, data.password)
 
     @get("/me", guards=[authenticated()], operation_id="GetMe", summary="Show who is calling", sync_to_thread=False)
-    def get_me(self, request: AnyRequest) -> MeOut:
+    def get_me(self) -> MeOut:
         """`scopes` are those of the credential that the call came with."""
-        me: MeOut = principal_of(request).profile
-        return me
+        principal = current_principal.get()
+        assert principal is not None
+        return cast("MeOut", principal.profile)
 
 
 class ApiKeyController(Controller):
