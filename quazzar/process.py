@@ -169,7 +169,7 @@ async def serve(settings: Settings) -> int:
     prepare_data_dir(settings)
     keyring = open_keyring(settings)
     if settings.database.url is not None and settings.server.mode != "panel":
-        # The role that the app works under is made by the first migration, so it must have run before roles are looked at.
+        # The app's role is made by the first migration, which must have run before roles are looked at.
         await _check_external(settings.database.url.reveal())
         await _migrate(settings.database.url.reveal())
     async with open_database(settings) as opened:

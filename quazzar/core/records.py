@@ -160,7 +160,7 @@ def audit(
 ) -> None:
     """Record in this transaction that the session's caller did `action` (`noun.verb`) to `subject`.
 
-    `before` and `after` are plain JSON values and must not hold a secret: give `fingerprint(secret)` in its place.
+    `before` and `after` are plain JSON values and must not hold a secret: mask it or leave it out.
     """
     who = caller if caller is not None else session.info.get("caller", SYSTEM)
     _pending(session).audits.append(
