@@ -19,6 +19,7 @@ LEASE_SECONDS = 60
 CIRCUIT_FAILURES = 5
 """So many failures in a row pause the endpoint: after them it is asked with one delivery at a time."""
 GIVE_UP_DAYS = 5
+RESULTS_AT_ONCE = 100
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
@@ -95,7 +96,8 @@ _DUE = """
 SELECT id, tries, event_id, type, body FROM webhook_deliveries
 WHERE webhook_id = $1 AND status = 'pending' AND next_attempt_at <= now() ORDER BY next_attempt_at LIMIT $2
 """
-# Late results of a lost lease are dropped: its new owner sends the delivery itself.
+# Late results of a lost lease are dropped: its new owner sends the delivery itself. The status is asked for in a way
+# that keeps the planner from the index of pending ones, all of which it would compare with all results.
 _RECORD = f"""
 UPDATE webhook_deliveries AS delivery SET status = result.status, tries = delivery.tries + 1, updated_at = now(),
     next_attempt_at = now() + make_interval(secs => result.delay),
@@ -104,7 +106,8 @@ UPDATE webhook_deliveries AS delivery SET status = result.status, tries = delive
 FROM unnest($2::text[], $3::text[], $4::int[], $5::text[], $6::text[], $7::float8[])
         AS result (id, webhook_id, tries, status, attempt, delay)
     JOIN webhook_lanes AS lane ON lane.webhook_id = result.webhook_id AND owner = $1
-WHERE delivery.id = result.id AND delivery.status = 'pending' AND delivery.tries = result.tries
+WHERE delivery.id = result.id AND delivery.id = ANY ($2::text[]) AND delivery.tries = result.tries
+    AND delivery.status <> 'delivered' AND delivery.status <> 'failed'
 """  # noqa: S608 - constants only
 _HEALTH = f"""
 WITH health AS (
@@ -196,8 +199,9 @@ async def record(
 ) -> list[str]:
     """Write down attempts; gives the endpoints that have only failed for so long that they are to be given up."""
     async with connection.transaction():
-        if results:
-            columns = zip(*(msgspec.structs.astuple(result) for result in results), strict=True)
+        for start in range(0, len(results), RESULTS_AT_ONCE):
+            part = results[start : start + RESULTS_AT_ONCE]
+            columns = zip(*(msgspec.structs.astuple(result) for result in part), strict=True)
             await connection.execute(_RECORD, owner, *map(list, columns))
         if not health:
             return []

@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
 from quazzar.core.db import Database
 from quazzar.core.records import Event, publish
+from quazzar.webhooks import lanes
 from quazzar.webhooks.engine import PER_ENDPOINT
 from quazzar.webhooks.store import Scope
 from tests.webhooks.conftest import Ended, Lab, StartEngine
@@ -332,6 +334,29 @@ async def test_the_lines_come_back_after_an_outage(lab: Lab, engine: StartEngine
         rows = await lab.settled(made.id, 40)
     assert all(row["status"] == "delivered" for row in rows)
     assert events | set(more) <= {row["event_id"] for row in rows}
+
+
+async def test_what_came_back_outlives_a_full_disk(
+    lab: Lab, engine: StartEngine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await lab.endpoint(receiver.url())
+    failures = 2
+    record = lanes.record
+
+    async def full(*arguments: Any) -> Any:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise asyncpg.DiskFullError("could not extend file")
+        return await record(*arguments)
+
+    monkeypatch.setattr(lanes, "record", full)
+    async with engine():
+        await lab.announce(1, 2, 3)
+        rows = await lab.settled(made.id, 3)
+    assert failures == 0
+    assert [len(row["attempts"]) for row in rows] == [1, 1, 1]
+    assert len(receiver.requests) == 3
 
 
 async def test_a_clock_that_was_set_back_holds_nothing_up(lab: Lab, engine: StartEngine, receiver: Receiver) -> None:

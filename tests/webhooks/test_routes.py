@@ -11,11 +11,16 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from quazzar.app import gate_config
+from quazzar.core.auth import Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
+from quazzar.core.gate import _Paths
+from quazzar.core.jobs import enqueue, wait_for
 from quazzar.core.records import Event, publish
 from quazzar.settings import Settings
 from quazzar.webhooks import service
+from quazzar.webhooks.jobs import prune
 from tests.conftest import RunningApp, make_settings
 from tests.core.test_outbound import ODD, PRIVATE
 from tests.factories.accounts import bearer, headers_of, make_key, make_member, make_user
@@ -445,3 +450,29 @@ async def test_secrets_are_sealed_and_sealed_anew(
         restored = text("UPDATE webhook_secrets SET sealed = :sealed WHERE id = :id")
         await session.execute(restored, {"id": row.id, "sealed": row.sealed})
         await session.execute(text("DELETE FROM webhook_secrets WHERE id <> :id"), {"id": row.id})
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+async def test_tests_are_counted_by_themselves(settings: Settings, prefix: str) -> None:
+    """Each makes this server speak to somebody: they have a limit of their own, as logins have."""
+    strict = _Paths(gate_config(settings).strict)
+    realm: Realm = "panel" if prefix else "instance"
+    bucket = strict.find(realm, "/api/webhooks/wh_a/test")
+    assert bucket is not None
+    assert bucket.name == "webhook_test"
+    assert strict.find(realm, "/api/webhooks/wh_a/rotate-secret") is None
+
+
+async def test_old_deliveries_are_forgotten(app: RunningApp, admin: httpx.AsyncClient, receiver: Receiver) -> None:
+    made = await make(admin, url=receiver.url())
+    old, young = [(await admin.post(f"/api/webhooks/{made['id']}/test")).json()["id"] for _ in range(2)]
+    async with app.database.begin() as session:
+        await session.execute(
+            text("UPDATE webhook_deliveries SET created_at = now() - interval '31 days' WHERE id = :id"), {"id": old}
+        )
+        job_id = await enqueue(session, prune)
+    state = await wait_for(app.database, job_id, 15)
+    assert state is not None
+    assert state.status == "completed"
+    listed = await admin.get(f"/api/webhooks/{made['id']}/deliveries")
+    assert [row["id"] for row in listed.json()] == [young]
