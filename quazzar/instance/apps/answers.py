@@ -40,6 +40,7 @@ from quazzar.instance.apps.schemas import (
 AppRequest = Request[Any, Any, State]
 
 MOST_SEARCHED_LINES = 10_000
+MOST_ANSWER_CHARACTERS = 8 * 1024 * 1024
 STATS_SECONDS = 2.0
 _STATUSES = get_args(AppStatus)
 _APP_ID = r"app_[a-z2-7]{26}"
@@ -200,10 +201,26 @@ async def logs_answer(request: AppRequest, app_id: str, query: LogQuery) -> Resp
         return cast("Response[list[LogLineOut]]", server_events(request, _log_events(lines, show)))
     try:
         async with aclosing(lines):
-            found = deque([show(line) async for line in lines], maxlen=query.tail)
+            found = [show(line) for line in await _newest(lines, query.tail)]
     except RuntimeFailure as failure:
         raise RuntimeUnavailable(failure.reason) from failure
-    return Response(list(found))
+    return Response(found)
+
+
+async def _newest(lines: AsyncIterator[LogLine], most: int) -> deque[LogLine]:
+    """The last `most` lines, fewer where they are so long that the answer would be huge."""
+    found: deque[LogLine] = deque(maxlen=most)
+    size = 0
+    async for line in lines:
+        if len(found) == most:
+            if most == 0:
+                break
+            size -= len(found[0].line)
+        found.append(line)
+        size += len(line.line)
+        while size > MOST_ANSWER_CHARACTERS and len(found) > 1:
+            size -= len(found.popleft().line)
+    return found
 
 
 def _service_names(app: FullAppRow) -> set[str]:

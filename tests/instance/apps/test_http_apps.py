@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from quazzar.core.secret import MASK
+from quazzar.instance.apps import answers
 from tests.conftest import RunningApp
 from tests.factories.apps import (
     SECRET,
@@ -421,6 +422,18 @@ async def test_logs(app: RunningApp, admin: httpx.AsyncClient) -> None:
     ):
         answer = await admin.get(f"{path}?{query}")
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter"), query
+
+
+async def test_long_lines_make_no_huge_answer(
+    app: RunningApp, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "MOST_ANSWER_CHARACTERS", 1000)
+    made = await install(admin, await add_one(admin))
+    engine_of(app).write(made["id"], "web", "\n".join(f"{number:02}" + "x" * 98 for number in range(50)))
+    lines = [one["line"][:2] for one in (await admin.get(f"/api/apps/{made['id']}/logs")).json()]
+    assert lines == [str(number) for number in range(40, 50)], "the newest ones"
+    engine_of(app).write(made["id"], "web", "y" * 5000)
+    assert len((await admin.get(f"/api/apps/{made['id']}/logs")).json()) == 1
 
 
 async def test_stats(app: RunningApp, admin: httpx.AsyncClient) -> None:
