@@ -17,6 +17,7 @@ from quazzar.core.auth import Principal
 from quazzar.core.errors import Invalid, Unauthorized
 from quazzar.core.ids import new_id
 from quazzar.core.records import audit, publish
+from quazzar.core.schema import in_utc
 from quazzar.core.tokens import api_key_digest, new_api_key
 
 MAX_KEYS: Final = 50
@@ -80,7 +81,7 @@ class ApiKeyService:
         if data.expires_at is None:
             default = now + DEFAULT_LIFE
             return default if limit is None else min(default, datetime.fromtimestamp(limit, UTC))
-        expires_at = data.expires_at.astimezone(UTC)
+        expires_at = in_utc(data.expires_at, "expires_at")
         if not now < expires_at <= now + LONGEST_LIFE:
             raise Invalid(details={"expires_at": "Expires at must be in the future, and at most ten years away"})
         if limit is not None and expires_at.timestamp() > limit:

@@ -7,7 +7,7 @@ import msgspec
 
 from quazzar.core.errors import BadRequest
 from quazzar.core.records import ActorKind, Outcome
-from quazzar.core.schema import Meta, Out
+from quazzar.core.schema import Meta, Out, read_time
 
 ExportFormat = Literal["csv", "jsonl"]
 
@@ -83,9 +83,6 @@ class AuditFilter(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
 
-_Time = Annotated[datetime, Meta(tz=True)]
-
-
 def moments(**given: str | None) -> dict[str, datetime]:
     """Times in RFC 3339 form with a zone. Raises `BadRequest` naming each that is none."""
     found: dict[str, datetime] = {}
@@ -93,7 +90,7 @@ def moments(**given: str | None) -> dict[str, datetime]:
     for name, value in given.items():
         try:
             if value is not None:
-                found[name] = msgspec.convert(value, _Time)
+                found[name] = read_time(value)
         except msgspec.ValidationError:
             problems[name] = f"{name.capitalize()} must be a time in RFC 3339 form with a zone"
     if problems:

@@ -20,6 +20,7 @@ from quazzar.core.errors import (
     BodyTooLarge,
     DatabaseUnavailable,
     Forbidden,
+    InvalidJson,
     MethodNotAllowed,
     NotFound,
     RateLimited,
@@ -180,6 +181,8 @@ def _invalid_parameter(error: HTTPException) -> BadRequest:
     elif isinstance(error, ValidationException) and isinstance(error.extra, list):
         for problem in error.extra:
             field = str(problem.get("key", ""))
+            if field == "data":  # the framework's name for the body of a request that sent none
+                return InvalidJson("The body is empty")
             details[field] = _sentence(_label(field), str(problem.get("message", "")))
     return BadRequest("A parameter can't be read" if details else None, details=details)
 

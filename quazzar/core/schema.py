@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -64,6 +64,23 @@ def given(struct: msgspec.Struct) -> dict[str, Any]:
 @cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, strict=True)
+
+
+def read_time(text: str) -> datetime:
+    """A time in RFC 3339 form with a zone, in UTC. Raises `msgspec.ValidationError`, also when UTC has no such year."""
+    moment: datetime = msgspec.convert(text, Annotated[datetime, Meta(tz=True)], strict=True)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise msgspec.ValidationError("No year of 1 to 9999 in UTC") from error
+
+
+def in_utc(moment: datetime, field: str) -> datetime:
+    """A time of a body in UTC. Raises `Invalid` naming `field` when it is before year 1 or after 9999 there."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise Invalid(details={field: f"{_label(field)} must be {_JSON_NAMES[inspect.DateTimeType]}"}) from error
 
 
 def decode_body(body: bytes, kind: type[T]) -> T:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 
 from quazzar.core.errors import BadRequest
-from quazzar.core.schema import Meta, Out
+from quazzar.core.schema import Meta, Out, read_time
 
 
 class EventOut(Out):
@@ -44,9 +44,6 @@ def area_of(event_type: str) -> str:
     return event_type.partition(".")[0]
 
 
-_Time = Annotated[datetime, Meta(tz=True)]
-
-
 def wanted_of(types: str | None, subject: str | None, since: str | None) -> Wanted:
     """From the query: `types` is a list by commas of types and of whole areas (`app.*`).
 
@@ -54,7 +51,7 @@ def wanted_of(types: str | None, subject: str | None, since: str | None) -> Want
     """
     names = frozenset(types.split(",")) if types else frozenset()
     try:
-        moment = msgspec.convert(since, _Time) if since is not None else None
+        moment = read_time(since) if since is not None else None
     except msgspec.ValidationError:
         details = {"since": "Since must be a time in RFC 3339 form with a zone"}
         raise BadRequest("A parameter can't be read", details=details) from None

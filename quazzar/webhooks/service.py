@@ -16,7 +16,7 @@ from quazzar.core.ids import new_id
 from quazzar.core.outbound import OutboundPolicy, OutboundRefused
 from quazzar.core.paging import Page
 from quazzar.core.records import Caller, audit, event_types, publish
-from quazzar.core.schema import given
+from quazzar.core.schema import given, in_utc
 from quazzar.webhooks import store
 from quazzar.webhooks.errors import (
     TooManyWebhooks,
@@ -136,12 +136,13 @@ class WebhookService:
 
     async def redeliver_since(self, webhook_id: str, data: RedeliverSince) -> RedeliveredOut:
         """Send everything again that was made since a time. Raises `WebhookInactive`."""
+        since = in_utc(data.since, "since")
         await self._active(webhook_id)
         only = data.status == "failed"
-        count = await store.redeliver_since(self.session, webhook_id, data.since, failed_only=only)
+        count = await store.redeliver_since(self.session, webhook_id, since, failed_only=only)
         if count:
             await store.wake_lane(self.session, webhook_id)
-        after = {"since": data.since.astimezone(UTC).isoformat(), "status": data.status, "count": count}
+        after = {"since": since.isoformat(), "status": data.status, "count": count}
         audit(self.session, "webhook.redeliver", subject=webhook_id, after=after)
         return RedeliveredOut(count)
 

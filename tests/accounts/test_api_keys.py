@@ -200,6 +200,8 @@ async def test_a_key_does_nothing_about_the_account(client: httpx.AsyncClient, h
         ({"expires_at": "tomorrow"}, "expires_at"),
         ({"expires_at": "2030-01-01T00:00:00"}, "expires_at"),
         ({"expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
+        ({"expires_at": "0001-01-01T00:00:00+12:00"}, "expires_at"),
+        ({"expires_at": "9999-12-31T23:59:59-12:00"}, "expires_at"),
         ({"expires_at": "2099-01-01T00:00:00Z"}, "expires_at"),
         ({"allowed_ips": []}, "allowed_ips"),
         ({"allowed_ips": ["127.0.0.1", "localhost"]}, "allowed_ips.1"),

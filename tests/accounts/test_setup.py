@@ -82,6 +82,12 @@ async def test_of_twenty_at_once_one_wins(app: RunningApp, database: Database) -
     assert names == [won.json()["user"]["username"]]
 
 
+async def test_an_empty_body_is_told_as_such(app_client: httpx.AsyncClient) -> None:
+    answer = await app_client.post("/api/auth/setup", content=b"", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")
+    assert "details" not in answer.json()
+
+
 async def test_from_elsewhere_it_needs_the_token(stranger: httpx.AsyncClient, app: RunningApp) -> None:
     for setup in ({}, {"setup_token": "qzs_" + "A" * 43}):
         answer = await stranger.post("/api/auth/setup", json=BODY | setup)

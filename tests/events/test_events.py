@@ -166,7 +166,8 @@ async def test_newest_first_filtered_and_paged(app: RunningApp, admin: httpx.Asy
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "type=x", "type=.x", "type=a.b,", "type=A.b", "subject=a%20b", "cursor=YWJj", "since=x",
-     "since=2026-01-01T00:00:00", "since=1", "follow=perhaps"],
+     "since=2026-01-01T00:00:00", "since=1", "since=0001-01-01T00:00:00%2B12:00",
+     "since=9999-12-31T23:59:59-12:00", "follow=perhaps"],
 )  # fmt: skip
 async def test_wrong_parameters_are_refused(admin: httpx.AsyncClient, query: str) -> None:
     answer = await admin.get(f"/api/events?{query}")

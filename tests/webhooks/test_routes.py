@@ -297,7 +297,9 @@ async def test_redeliver_since(app: RunningApp, admin: httpx.AsyncClient, receiv
     assert answer.json() == {"count": count}
     await receiver.until("/hook", 3 + count)
     assert {request.event_id for request in receiver.requests[3:]} <= set(events)
-    assert (await admin.post(path, json={"since": "yesterday"})).status_code == 422
+    for since in ("yesterday", "0001-01-01T00:00:00+12:00", "9999-12-31T23:59:59-12:00"):
+        refused = await admin.post(path, json={"since": since})
+        assert (refused.status_code, set(refused.json()["details"])) == (422, {"since"})
 
 
 async def test_activating_sends_what_waited(app: RunningApp, admin: httpx.AsyncClient, receiver: Receiver) -> None:
