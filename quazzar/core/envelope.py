@@ -229,6 +229,9 @@ def is_database_away(error: BaseException) -> bool:
             return _PASSING.match(error.sqlstate or "") is not None
         case asyncpg.InterfaceError():
             return "clos" in str(error)
+        case asyncpg.InternalClientError():
+            # What a connection says whose server was killed between two messages of one exchange.
+            return "cannot switch to state" in str(error)
         case OSError() | TimeoutError():
             # Refused, reset, timed out: by the database only when it was its driver that met it.
             return any(name.partition(".")[0] in ("asyncpg", "sqlalchemy") for name in _modules(error))

@@ -118,6 +118,8 @@ def _wrapped(kind: type[sqlalchemy.exc.DBAPIError], orig: BaseException) -> sqla
         (asyncpg.TooManyConnectionsError("x"), True),
         (asyncpg.ConnectionDoesNotExistError("x"), True),
         (asyncpg.InterfaceError("pool is closed"), True),
+        (asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"), True),
+        (asyncpg.InternalClientError("x"), False),
         (asyncpg.UndefinedColumnError("x"), False),
         (ConnectionRefusedError(), False),
         (RuntimeError("x"), False),
