@@ -196,6 +196,18 @@ async def unique_or(error: AppError, *, constraint: str | None = None) -> AsyncG
         raise
 
 
+# What the driver raises when the server goes away at some point of a statement. The internal error is one of them: a
+# reset of the pooled connection meets a statement that was still under way when the line broke.
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InternalClientError,
+    ConnectionError,
+)
+
+
 class Query(Generic[R]):
     """A hot read: a statement compiled once, run in autocommit on the bare driver, rows straight into structs.
 
@@ -228,10 +240,11 @@ class Query(Generic[R]):
             async with pool.acquire(timeout=POOL_WAIT_SECONDS) as connection:
                 try:
                     return await connection.fetch(self.sql, *self._arguments(values))  # type: ignore[no-any-return]
-                except (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionError):
+                except (*_LOST, asyncpg.InterfaceError) as error:
                     # A pooled connection that the server has closed meanwhile; a read may simply be asked again.
+                    connection.terminate()
                     if attempt == 2:
-                        raise
+                        raise DatabaseUnavailable from error
         raise DatabaseUnavailable
 
 
