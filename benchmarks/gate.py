@@ -98,7 +98,7 @@ def _worker() -> None:
             await _cpu_of(one)
         bare = min([await _cpu_of(_inner) for _ in range(3)])
         gated = min([await _cpu_of(app) for _ in range(3)])
-        sys.stderr.write(f"{gated - bare}")
+        sys.stdout.write(f"{gated - bare}")
 
     asyncio.run(run())
 
@@ -106,12 +106,12 @@ def _worker() -> None:
 def measure() -> None:
     alone = subprocess.run(
         ["taskset", "-c", SERVER_CORE, sys.executable, "-m", "benchmarks.gate"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
         check=True,
     )
-    gate = float(alone.stderr.split()[-1])
+    gate = float(alone.stdout)
     port = free_port()
     url = f"http://127.0.0.1:{port}/api/auth/me"
     with pinned(

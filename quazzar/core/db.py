@@ -242,7 +242,8 @@ class Query(Generic[R]):
                     return await connection.fetch(self.sql, *self._arguments(values))  # type: ignore[no-any-return]
                 except (*_LOST, asyncpg.InterfaceError) as error:
                     # A pooled connection that the server has closed meanwhile; a read may simply be asked again.
-                    connection.terminate()
+                    with contextlib.suppress(asyncpg.InterfaceError):
+                        connection.terminate()
                     if attempt == 2:
                         raise DatabaseUnavailable from error
         raise DatabaseUnavailable
