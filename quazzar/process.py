@@ -1,6 +1,9 @@
 """The process from start to end: its folder, its database, its schema, its server."""
 
+import asyncio
 import contextlib
+import gc
+import importlib
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -168,6 +171,23 @@ async def serve(settings: Settings) -> int:
     """Serve until a signal ends it; gives the exit code. Raises `StartProblem` when it can't start."""
     prepare_data_dir(settings)
     keyring = open_keyring(settings)
+    # What is loaded now stays, so looking for garbage in it only takes time; the server turns the collector on again.
+    gc.disable()
+    loading = asyncio.create_task(asyncio.to_thread(_load))
+    try:
+        return await _serve(settings, keyring, loading)
+    finally:
+        gc.enable()
+        await asyncio.wait({loading})
+
+
+def _load() -> None:
+    """Import what serving needs, meanwhile the database starts; the queue's library is what the worker asks for."""
+    for module in ("quazzar.app", "quazzar.core.server", "quazzar.core.jobs.claims"):
+        importlib.import_module(module)
+
+
+async def _serve(settings: Settings, keyring: Keyring, loading: "asyncio.Task[None]") -> int:
     if settings.database.url is not None and settings.server.mode != "panel":
         # The app's role is made by the first migration, which must have run before roles are looked at.
         await _check_external(settings.database.url.reveal())
@@ -178,7 +198,8 @@ async def serve(settings: Settings) -> int:
         else:
             await _migrate(opened.owner_url)
 
-        from quazzar.app import create_app  # noqa: PLC0415 - after the checks, so that they answer fast
+        await loading
+        from quazzar.app import create_app  # noqa: PLC0415 - loaded by now, without holding up the checks
         from quazzar.core.server import CannotListen, Server, ServerConfig  # noqa: PLC0415
 
         app = create_app(settings, keyring=keyring, database=opened.database)

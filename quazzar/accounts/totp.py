@@ -9,7 +9,6 @@ import secrets
 from typing import Final
 
 import pyotp
-import segno
 
 STEP_SECONDS: Final = 30
 RECOVERY_CODES: Final = 10
@@ -33,6 +32,8 @@ def provisioning_url(secret: str, account: str, issuer: str) -> str:
 def qr_svg(text: str) -> str:
     """`text` as a QR code in SVG. Takes some milliseconds of CPU."""
     out = io.BytesIO()
+    import segno  # noqa: PLC0415 - 2 MB for what happens once in the life of an account
+
     segno.make(text, error="m", micro=False).save(out, kind="svg", scale=4, xmldecl=False, nl=False)
     return out.getvalue().decode()
 

@@ -152,6 +152,7 @@ class Server(uvicorn.Server):
             gc.freeze()
             # Requests make many short-lived objects: looking at them less often cuts the slowest answers.
             gc.set_threshold(20_000, 10, 10)
+            gc.enable()
         if self._on_started is not None and not self.should_exit:
             self._on_started(self.addresses)
 
