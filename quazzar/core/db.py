@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -216,14 +217,24 @@ class Query(Generic[R]):
     """
 
     def __init__(self, statement: ClauseElement, row: type[R], **defaults: Any) -> None:
-        compiled = statement.compile(dialect=asyncpg_dialect.dialect())  # type: ignore[no-untyped-call]
-        self.sql = str(compiled)
-        self._names: Sequence[str] = getattr(compiled, "positiontup", None) or ()
-        self._defaults = {name: value for name, value in compiled.params.items() if value is not None} | defaults
+        self._statement = statement
         self._row: Callable[..., R] = row
+        self._given = defaults
+
+    @cached_property
+    def _compiled(self) -> tuple[str, Sequence[str], dict[str, Any]]:
+        """SQL, its parameters in order, their defaults; made at the first use, since starting has to be quick."""
+        compiled = self._statement.compile(dialect=asyncpg_dialect.dialect())  # type: ignore[no-untyped-call]
+        defaults = {name: value for name, value in compiled.params.items() if value is not None} | self._given
+        return str(compiled), getattr(compiled, "positiontup", None) or (), defaults
+
+    @property
+    def sql(self) -> str:
+        return self._compiled[0]
 
     def _arguments(self, values: dict[str, Any]) -> list[Any]:
-        return [values[name] if name in values else self._defaults.get(name) for name in self._names]
+        _, names, defaults = self._compiled
+        return [values[name] if name in values else defaults.get(name) for name in names]
 
     async def all(self, database: Database, **values: Any) -> list[R]:
         rows = await self._fetch(database, values)
