@@ -1,7 +1,5 @@
 """The config of an app against the fields of its template."""
 
-
-
 import string
 
 import msgspec
