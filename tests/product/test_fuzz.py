@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(4 * 3600)]
 
 # Not the one of the documents' examples: logins that succeed would push the run's own session out.
 PASSWORD = "no example has this one"
-EXAMPLES = int(os.environ.get("QUAZZAR_FUZZ_EXAMPLES") or ("2000" if os.environ.get("CI") else "150"))
+EXAMPLES = int(os.environ.get("QUAZZAR_FUZZ_EXAMPLES") or ("2000" if os.environ.get("CI") else "60"))
 """Test cases per API in each phase, spread over its operations; CI and `make fuzz` ask for more."""
 
 # These may end the session that the run is logged in with, so they come last, on a login of their own.
