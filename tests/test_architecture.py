@@ -21,6 +21,7 @@ from quazzar.core.auth import Guard, Realm
 from quazzar.core.db import Base, Database
 from quazzar.core.routing import Endpoint
 from quazzar.reference.routes import document_path
+from tests.conftest import RunningApp
 
 ROOT = Path(__file__).resolve().parents[1] / "quazzar"
 
@@ -192,3 +193,16 @@ def test_the_documents_are_complete(realm: str) -> None:
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 assert "example" in content or "examples" in content, where
     assert len(ids) == len(set(ids))
+
+
+async def test_no_request_keeps_a_connection(admin: httpx.AsyncClient, app: RunningApp) -> None:
+    """Also not one whose other dependencies, parameters or body are refused after the transaction has begun."""
+    for name, _ in operations("instance"):
+        method, _, path = name.partition(" ")
+        if path in {"/api/auth/logout", "/api/webhooks/{webhook_id}/test"}:
+            continue
+        url = re.sub(r"\{\w+\}", "x_" + "a" * 26, path)
+        for query in ("", "?limit=0", "?limit=x&since=x&cursor=%00", "?follow=maybe&tail=-1"):
+            for headers in ({}, {"Idempotency-Key": "a b"}, {"Content-Type": "text/plain"}):
+                await admin.request(method, url + query, headers=headers, content=b"{" if method != "GET" else None)
+    assert app.database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]

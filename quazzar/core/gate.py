@@ -15,6 +15,7 @@ Bodies are checked when they are read, not before: 401, 403, 404 and 405 come fi
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Iterable, Mapping
 from time import perf_counter
@@ -204,6 +205,7 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             await self._failed(scope, exchange, error)
         finally:
+            await _roll_back(scope)
             self._leave()
             if naming is not None:
                 request_id.reset(naming)
@@ -465,6 +467,18 @@ def _check_sizes(headers: list[tuple[bytes, bytes]], found: Mapping[bytes, bytes
             seen.add(name)
     if size > MAX_HEADER_BYTES:
         raise _Refused(431, "headers_too_large", f"The headers are larger than {MAX_HEADER_BYTES:,} bytes")
+
+
+async def _roll_back(scope: Scope) -> None:
+    """End a transaction that no answer has committed, so that its connection goes back whatever happened."""
+    transaction = scope.get("state", {}).pop("transaction", None)
+    if transaction is not None:
+        with contextlib.suppress(Exception):
+            await transaction.__aexit__(_Unfinished, _Unfinished(), None)
+
+
+class _Unfinished(Exception):
+    """Tells a transaction that its request ended without an answer that stands for it."""
 
 
 def _rate_limited(hit: Hit) -> RateLimited:

@@ -1,6 +1,5 @@
 """What every request gets: strict bodies, one transaction, and answers that can be given again."""
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from litestar import Request
@@ -46,16 +45,21 @@ def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     )
 
 
-async def provide_session(request: Request[Any, Any, State]) -> AsyncGenerator[AsyncSession, None]:
-    """The request's one transaction, committed after the answer is built and before it is sent.
+async def provide_session(request: Request[Any, Any, State]) -> AsyncSession:
+    """The request's one transaction. The handler class commits it once the answer is built, before it is sent; whatever
+    else ends the request, the gate rolls it back.
 
-    Row-level security sees the caller's tenant and user. A POST with an `Idempotency-Key` is looked up here.
+    Not a generator: Litestar closes those only when every dependency was resolved, and an open one would keep its
+    connection. Row-level security sees the caller's tenant and user. A POST's `Idempotency-Key` is looked up here.
     """
     database: Database = request.app.state.database
-    principal: Principal | None = request.scope["state"].get("principal")
+    state = request.scope["state"]
+    principal: Principal | None = state.get("principal")
     tenant = principal.tenant_id if principal is not None else None
     user = principal.user_id if principal is not None else None
-    async with database.begin(tenant=tenant, user=user) as session:
-        session.info["caller"] = caller_of(request)
-        request.scope["state"]["idempotent"] = await begin_idempotent(request, session, request.app.state.keyring)
-        yield session
+    transaction = database.begin(tenant=tenant, user=user)
+    session = await transaction.__aenter__()
+    state["transaction"] = transaction
+    session.info["caller"] = caller_of(request)
+    state["idempotent"] = await begin_idempotent(request, session, request.app.state.keyring)
+    return session

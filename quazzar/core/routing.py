@@ -35,7 +35,7 @@ class Endpoint(HTTPRouteHandler):
             await guard(connection, self)  # type: ignore[misc]
 
     async def to_response(self, app: Litestar, data: Any, request: Request[Any, Any, Any]) -> ASGIApp:
-        """Build the answer; one under an `Idempotency-Key` is kept in the still open transaction."""
+        """Build the answer, keep it when it has an `Idempotency-Key`, and commit the request's transaction."""
         response: ASGIApp
         if isinstance(data, _PLAIN):
             response = Answer(self.status_code, None if data is None else _encode(data))
@@ -44,6 +44,9 @@ class Endpoint(HTTPRouteHandler):
         pending: Pending | None = request.scope["state"].get("idempotent")
         if pending is not None and isinstance(response, Answer | ASGIResponse):
             await pending.keep(response)
+        transaction = request.scope["state"].pop("transaction", None)
+        if transaction is not None:
+            await transaction.__aexit__(None, None, None)
         return response
 
 
