@@ -205,7 +205,7 @@ class Gate:
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets an answer
             await self._failed(scope, exchange, error)
         finally:
-            await _roll_back(scope)
+            await roll_back(scope)
             self._leave()
             if naming is not None:
                 request_id.reset(naming)
@@ -469,7 +469,7 @@ def _check_sizes(headers: list[tuple[bytes, bytes]], found: Mapping[bytes, bytes
         raise _Refused(431, "headers_too_large", f"The headers are larger than {MAX_HEADER_BYTES:,} bytes")
 
 
-async def _roll_back(scope: Scope) -> None:
+async def roll_back(scope: Scope) -> None:
     """End a transaction that no answer has committed, so that its connection goes back whatever happened."""
     transaction = scope.get("state", {}).pop("transaction", None)
     if transaction is not None:

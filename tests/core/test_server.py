@@ -369,10 +369,11 @@ def test_a_header_that_never_ends_is_cut_off(server: Server) -> None:
         connection.sendall(OPEN + b"X: ")
         sent = 0
         with contextlib.suppress(ConnectionError):
-            while sent < 40 * 1024 * 1024:
+            while sent < 100 * 1024 * 1024:
                 connection.sendall(b"y" * 65536)
                 sent += 65536
-        assert sent < 20 * 1024 * 1024
+        # What the server throws away before it cuts the line, and what the kernel's buffers take beyond that.
+        assert sent < 60 * 1024 * 1024
 
 
 def test_an_unwanted_body_does_not_eat_the_answer(server: Server) -> None:

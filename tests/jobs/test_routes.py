@@ -16,6 +16,7 @@ from quazzar.core.auth import Principal
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.core.envelope import exception_handlers
+from quazzar.core.gate import roll_back
 from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.jobs import JobKind, JobRun, Resources, Worker, enqueue, job
 from quazzar.core.sse import streams_of
@@ -63,7 +64,10 @@ def caller(app: Litestar, principal: Principal | None) -> httpx.AsyncClient:
 
     async def gated(scope: Any, receive: Any, send: Any) -> None:
         scope["state"] = {"principal": principal, "realm": principal.realm if principal else "instance"}
-        await app(scope, receive, send)
+        try:
+            await app(scope, receive, send)
+        finally:
+            await roll_back(scope)
 
     return httpx.AsyncClient(transport=httpx.ASGITransport(gated), base_url="http://quazzar")
 
