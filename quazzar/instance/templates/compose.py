@@ -18,13 +18,13 @@ from quazzar.instance.templates.interpolation import InterpolationError, parse_t
 from quazzar.instance.templates.ports import open_name
 from quazzar.instance.templates.problems import Problem, Problems, TemplateInvalid, shown
 from quazzar.instance.templates.reader import OPAQUE, Reader
-from quazzar.instance.templates.template import Backup, Hook, Template, Web
+from quazzar.instance.templates.template import Backup, Hook, Needs, Template, Web
 from quazzar.instance.templates.yaml_nodes import Mapping as MappingNode
 from quazzar.instance.templates.yaml_nodes import Node, Scalar, Sequence, read_yaml
 
 __all__ = [
-    "Backup", "Field", "Hook", "Problem", "Template", "TemplateInvalid", "Web", "check_config", "import_config",
-    "mask_config", "parse_compose", "parse_template", "ports_wanted", "secret_fields", "with_ports",
+    "Backup", "Field", "Hook", "Needs", "Problem", "Template", "TemplateInvalid", "Web", "check_config",
+    "import_config", "mask_config", "parse_compose", "parse_template", "ports_wanted", "secret_fields", "with_ports",
 ]  # fmt: skip
 
 MAX_VARIABLES = 200
@@ -160,6 +160,8 @@ def _template(
         category=texts.get("category", ""),
         icon=texts.get("icon"),
         website=texts.get("website"),
+        first_steps=texts.get("first_steps", ""),
+        needs=extension.needs,
         fields=tuple(fields),
         web=web,
         backup=backup,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from quazzar.instance.templates import quantities
 from quazzar.instance.templates.commands import check_shell_words, read_words
 from quazzar.instance.templates.fields import (
     MAX_VALUE,
@@ -17,7 +18,7 @@ from quazzar.instance.templates.names import SLUG, VARIABLE
 from quazzar.instance.templates.patterns import PatternError
 from quazzar.instance.templates.problems import join
 from quazzar.instance.templates.reader import Reader, last
-from quazzar.instance.templates.template import Backup, Hook, Web
+from quazzar.instance.templates.template import Backup, Hook, Needs, Web
 from quazzar.instance.templates.yaml_nodes import Mapping as MappingNode
 from quazzar.instance.templates.yaml_nodes import Node, Scalar, Sequence
 
@@ -29,7 +30,10 @@ MAX_PATTERN_STATES = 4000
 FIELD_TYPES: tuple[FieldType, ...] = (
     "string", "integer", "number", "boolean", "select", "password", "port", "email", "url", "domain",
 )  # fmt: skip
-KEYS = ("slug", "version", "title", "description", "category", "icon", "website", "fields", "web", "backup")
+KEYS = (
+    "slug", "version", "title", "description", "category", "icon", "website", "first_steps", "needs", "fields", "web",
+    "backup",
+)  # fmt: skip
 FIELD_KEYS = (
     "name", "label", "type", "description", "required", "default", "pattern", "min", "max", "min_length", "max_length",
     "options", "secret", "generated",
@@ -47,6 +51,7 @@ class Extension:
     """What the block said; `web`, `backup` are read when the services are known."""
 
     texts: dict[str, str] = field(default_factory=dict)
+    needs: Needs = field(default_factory=Needs)
     fields: list[Field] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
 
@@ -63,6 +68,8 @@ def read_extension(reader: Reader, node: Node, *, required: tuple[str, ...]) -> 
             text = _text(reader, block[key], f"{KEY}.{key}", check)
             if text is not None:
                 found.texts[key] = text
+    if "needs" in block:
+        found.needs = _needs(reader, block["needs"], f"{KEY}.needs")
     if "fields" in block:
         found.fields = _fields(reader, block["fields"], f"{KEY}.fields")
     found.nodes = {key: block[key] for key in ("web", "backup") if key in block}
@@ -104,7 +111,18 @@ _TEXTS: Mapping[str, Callable[[str], str | None]] = {
     "category": _matching(_CATEGORY, "1 to 40 of a-z, 0-9 and '-'"),
     "icon": _matching(_ICON, "a name such as gitea.svg or an https:// address"),
     "website": _matching(_WEBSITE, "an address that begins with https:// or http://"),
+    "first_steps": _paragraphs(4000),
 }
+
+
+def _needs(reader: Reader, node: Node, path: str) -> Needs:
+    found = reader.entries(node, path, ("memory", "disk"))
+    sizes = {
+        f"{key}_bytes": reader.parsed(found[key], f"{path}.{key}", parse, 0, loose=True)
+        for key, parse in (("memory", quantities.memory_bytes), ("disk", quantities.size_bytes))
+        if key in found
+    }
+    return Needs(**sizes)
 
 
 # Fields

@@ -57,6 +57,13 @@ class WebOut(Out, kw_only=True):
     port: int
 
 
+class NeedsOut(Out, kw_only=True):
+    """The least that the machine must have left for the app to run; null where the template doesn't say."""
+
+    memory_bytes: int | None
+    disk_bytes: int | None
+
+
 class TemplateSummary(Out, kw_only=True):
     """A template as it stands in the list: its default version."""
 
@@ -73,6 +80,7 @@ class TemplateSummary(Out, kw_only=True):
     services: list[str]
     volumes: list[str]
     web: WebOut | None
+    needs: NeedsOut
     created_at: datetime | None
     updated_at: datetime | None
 
@@ -80,9 +88,11 @@ class TemplateSummary(Out, kw_only=True):
 class TemplateOut(TemplateSummary, kw_only=True):
     """A template in full.
 
-    `versions` begins with the default one; `notes` say what is done otherwise than the file asks.
+    `versions` begins with the default one; `first_steps` tells people what to do once the app runs; `notes` say what
+    is done otherwise than the file asks.
     """
 
+    first_steps: str
     versions: list[str]
     notes: list[str]
     compose: str

@@ -24,7 +24,7 @@ from quazzar.instance.templates.errors import (
     TemplateVersionNotFound,
 )
 from quazzar.instance.templates.fields import Field
-from quazzar.instance.templates.schemas import FieldOut, TemplateOut, TemplateSummary, WebOut
+from quazzar.instance.templates.schemas import FieldOut, NeedsOut, TemplateOut, TemplateSummary, WebOut
 from quazzar.instance.templates.template import Template
 
 _REF = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
@@ -44,6 +44,7 @@ def _summary_values(template: Template) -> dict[str, Any]:
         "services": list(template.services),
         "volumes": list(template.volumes),
         "web": WebOut(service=template.web.service, port=template.web.port) if template.web else None,
+        "needs": NeedsOut(memory_bytes=template.needs.memory_bytes, disk_bytes=template.needs.disk_bytes),
     }
 
 
@@ -139,6 +140,7 @@ class TemplateService:
                 created_at=stored.created_at,
                 updated_at=stored.updated_at,
                 versions=await store.find_versions(self.session, stored.id),
+                first_steps=template.first_steps,
                 notes=list(template.notes),
                 compose=stored.compose,
                 **_summary_values(template),
@@ -150,6 +152,7 @@ class TemplateService:
             created_at=None,
             updated_at=None,
             versions=[packaged.template.version],
+            first_steps=packaged.template.first_steps,
             notes=list(packaged.template.notes),
             compose=packaged.compose,
             **_summary_values(packaged.template),

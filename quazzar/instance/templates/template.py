@@ -14,6 +14,13 @@ class Web(msgspec.Struct, frozen=True, kw_only=True):
     port: int
 
 
+class Needs(msgspec.Struct, frozen=True, kw_only=True):
+    """The least that a machine must have left for the app to run: memory, and disk for images and first data."""
+
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+
+
 class Hook(msgspec.Struct, frozen=True, kw_only=True):
     """A command that runs in the service's own container, as its user, never on the host and never through a shell."""
 
@@ -34,7 +41,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     """Checked when it was made, stored as JSON; `services` to `secrets` are Compose with anchors and merges resolved.
 
     Ports are in their long form, and those that the file leaves to the engine have a field of their own (`auto`).
-    `notes` are sentences on what the file says and this platform does in another way. `trusted` is the admin's mark.
+    `notes` are sentences on what the file says and this platform does in another way; `first_steps` tells people what
+    to do once the app runs. `trusted` is the admin's mark.
     """
 
     slug: str
@@ -44,6 +52,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     category: str = ""
     icon: str | None = None
     website: str | None = None
+    first_steps: str = ""
+    needs: Needs = Needs()
     fields: tuple[Field, ...] = ()
     web: Web | None = None
     backup: Backup = Backup()

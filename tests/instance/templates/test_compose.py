@@ -20,7 +20,7 @@ from quazzar.instance.apps.spec import (
     TmpfsSpec,
     UlimitSpec,
 )
-from quazzar.instance.templates.compose import Template, TemplateInvalid, parse_template
+from quazzar.instance.templates.compose import Needs, Template, TemplateInvalid, parse_template
 from quazzar.instance.templates.names import DEFAULT_CAPABILITIES
 from tests.instance.templates.writing import problems_of, service_of, service_text, spec_of, template_text
 
@@ -48,6 +48,16 @@ services:
   db: {image: "postgres:17", volumes: ["db:/var/lib/postgresql/data"]}
 volumes: {data: {}, db: {}}
 """
+
+
+def test_what_an_app_needs_and_what_to_do_first() -> None:
+    template = parse_template(
+        template_text("services: {a: {image: x}}", extra="needs: {memory: 1.5g, disk: 1048576}, first_steps: Log in.")
+    )
+    assert template.needs == Needs(memory_bytes=3 << 29, disk_bytes=1 << 20)
+    assert template.first_steps == "Log in."
+    bare = parse_template(template_text("services: {a: {image: x}}"))
+    assert (bare.needs, bare.first_steps) == (Needs(), "")
 
 
 def test_the_example_of_the_contract() -> None:
@@ -731,6 +741,31 @@ def test_s01_names_of_the_rest(section: str) -> None:
             template_text("services: {a: {image: x}}", extra="category: A B"),
             "x-quazzar.category",
             "category must be 1 to 40 of a-z, 0-9 and '-' (line 1)",
+        ),
+        (
+            template_text("services: {a: {image: x}}", extra="needs: {memory: 5m}"),
+            "x-quazzar.needs.memory",
+            "memory must be at least 6m, the least that the engine takes (line 1)",
+        ),
+        (
+            template_text("services: {a: {image: x}}", extra="needs: {disk: much}"),
+            "x-quazzar.needs.disk",
+            "disk must be a size such as 64m or 1gb (line 1)",
+        ),
+        (
+            template_text("services: {a: {image: x}}", extra="needs: {memory: 1g, cpu: 2}"),
+            "x-quazzar.needs.cpu",
+            "cpu is not known here (line 1)",
+        ),
+        (
+            template_text("services: {a: {image: x}}", extra="needs: 1g"),
+            "x-quazzar.needs",
+            "needs must be a mapping (line 1)",
+        ),
+        (
+            template_text("services: {a: {image: x}}", extra="first_steps: [a]"),
+            "x-quazzar.first_steps",
+            "first_steps must be a string (line 1)",
         ),
         (
             "x-quazzar: {slug: A, version: '1', title: T}\nservices: {a: {image: x}}",

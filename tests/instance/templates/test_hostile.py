@@ -81,7 +81,7 @@ KEYS = st.sampled_from(
         "limits", "reservations", "memory", "soft", "hard", "nofile", "aliases", "condition", "required",
         "internal", "driver", "driver_opts", "external", "slug", "version", "title", "fields", "web", "backup",
         "hooks", "before", "after", "service", "port", "name", "label", "default", "pattern", "min", "max",
-        "generated", "options", "secret", "db", "data", "a",
+        "generated", "options", "secret", "db", "data", "a", "needs", "disk", "first_steps",
     ]
 ) | st.text(max_size=6)  # fmt: skip
 SCALARS = (

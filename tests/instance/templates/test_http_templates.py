@@ -57,7 +57,7 @@ async def test_every_packaged_template_parses_and_can_be_read(admin: httpx.Async
         assert body["versions"] == [body["version"]]
         assert (await admin.get(f"/api/templates/{packaged.id}")).json() == body
         assert body in [
-            one | {"compose": body["compose"], "versions": body["versions"], "notes": body["notes"]}
+            one | {key: body[key] for key in ("compose", "versions", "notes", "first_steps")}
             for one in (await admin.get("/api/templates?limit=200")).json()
         ]
 
@@ -77,6 +77,7 @@ async def test_own_template_by_json_and_by_yaml(admin: httpx.AsyncClient) -> Non
         assert made["services"] == ["web", "db"]
         assert made["volumes"] == ["data", "db"]
         assert made["web"] == {"service": "web", "port": 80}
+        assert made["needs"] == {"memory_bytes": None, "disk_bytes": None}
         fields = {field["name"]: field for field in made["fields"]}
         assert list(fields) == ["http_port", "admin_password", "db_password", "motto"]
         assert fields["http_port"] | {"default": "auto", "type": "port", "label": "Port"} == fields["http_port"]
