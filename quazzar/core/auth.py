@@ -15,8 +15,9 @@ Realm = Literal["instance", "panel"]
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A verified caller. `client` is what the rate limit counts: all sessions of a user are one, one API key is one.
 
-    `scopes` are the effective ones (`*` means all). `resources` are the ids that a bound API key may touch, None when
-    it is not bound. `tenant_id` is set on the panel only. Exactly one of `session_id` and `key_id` is set.
+    `scopes` are the effective ones (`*` means all). `resources` are the ids that a bound API key (on the panel also a
+    bound member: the groups and instances) may touch, None when it is not bound. `tenant_id` is set on the panel only.
+    Exactly one of `session_id` and `key_id` is set.
     """
 
     realm: Realm
@@ -42,6 +43,7 @@ _FINER = {
     "apps:deploy": "apps:write",
     "apps:exec": "apps:write",
     "apps:secrets": "apps:write",
+    "fleet:operate": "fleet:write",
 }
 
 

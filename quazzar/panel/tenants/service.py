@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.ids import new_id
 from quazzar.panel.tenants import own, store
-from quazzar.panel.tenants.roles import OWNER
+from quazzar.panel.tenants.permissions import OWNER
 from quazzar.panel.tenants.schemas import TenantOut
 
 

@@ -5,7 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.accounts.store import Person
 from quazzar.accounts.tenancy import Standing
 from quazzar.panel.accounts.schemas import PanelMeOut, PanelUserOut
-from quazzar.panel.tenants.roles import permissions_of
+from quazzar.panel.tenants.permissions import permissions_of
 from quazzar.panel.tenants.schemas import TenantOut
 from quazzar.panel.tenants.service import TenantService
 
