@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import httpx
 import pytest
+import structlog
 
 from quazzar.app import create_app
 from quazzar.core.crypto import Keyring, parse_keys
@@ -23,6 +24,15 @@ from quazzar.core.postgres import DatabaseUrls, EmbeddedPostgres
 from quazzar.settings import Settings, load_settings
 
 PASSWORD = "correct horse battery staple"
+
+# Some plugin brings rich, and with it tracebacks that show every local variable and hold the event loop for seconds.
+structlog.configure(
+    processors=[
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=True),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture(scope="session")

@@ -514,10 +514,13 @@ class Worker:
                 return True
             case sqlalchemy.exc.DBAPIError(connection_invalidated=True):
                 return True
-            case OSError() | TimeoutError() | sqlalchemy.exc.SQLAlchemyError() | asyncpg.InterfaceError():
-                return not self._line.connected or (error.__cause__ is not None and self._is_outage(error.__cause__))
+            case OSError() | TimeoutError() | sqlalchemy.exc.SQLAlchemyError() | asyncpg.InterfaceError() if (
+                not self._line.connected
+            ):
+                return True
             case _:
-                return False
+                # SQLAlchemy wraps the driver's error twice, and one of a connection that was never made says no more.
+                return error.__cause__ is not None and self._is_outage(error.__cause__)
 
     @staticmethod
     def _sentence(error: BaseException, run: JobRun) -> str:
