@@ -47,8 +47,11 @@ def draft_app(
     held: Sequence[HeldPort],
     reserved: frozenset[int],
     url: UrlOf,
+    catalogued: bool = True,
 ) -> Draft:
     """`held` are the host ports of other apps, `reserved` those of this process.
+
+    An app that is not `catalogued` names no template and no version.
 
     Raises `Invalid` with every `config.<field>` that fails, `Unavailable` when no port is free.
     """
@@ -60,8 +63,8 @@ def draft_app(
     row = {
         "id": app_id,
         "name": data.name,
-        "template": template.slug,
-        "version": template.version,
+        "template": template.slug if catalogued else None,
+        "version": template.version if catalogued else None,
         "definition": msgspec.to_builtins(template),
         "resources": resources,
         "domain": data.domain,

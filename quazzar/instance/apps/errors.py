@@ -40,6 +40,13 @@ class UninstallFailed(Conflict):
     message = "The app could not be removed"
 
 
+class ComposeInvalid(Invalid):
+    """An imported file can't become an app; `details` has a sentence with the line for each place."""
+
+    code = "compose_invalid"
+    message = "The Compose file can't become an app"
+
+
 class TemplateUnknown(Invalid):
     """An install names a template or a version that is not there; the body is at fault, not the path."""
 

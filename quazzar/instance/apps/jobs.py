@@ -207,8 +207,7 @@ class _Work:
         if status == "failed":
             yield AppFailed(app_id=app_id, name=name, operation=self.status, reason=reason or "")
         elif self.status == "installing":
-            slug, version = self.app.definition.get("slug"), self.app.definition.get("version")
-            yield AppInstalled(app_id=app_id, name=name, template=slug, version=version)
+            yield AppInstalled(app_id=app_id, name=name, template=self.app.template, version=self.app.version)
         elif self.status == "starting" and up:
             yield AppStarted(app_id=app_id, name=name)
         elif self.status == "restarting" and up:

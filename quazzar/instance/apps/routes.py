@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import principal_of, requires
 from quazzar.core.routing import delete, get, post
+from quazzar.instance.apps import importing
 from quazzar.instance.apps.answers import (
     ListOperation,
     LogQuery,
@@ -24,7 +25,7 @@ from quazzar.instance.apps.answers import (
     times_of,
     uninstall_answer,
 )
-from quazzar.instance.apps.schemas import AppCreate, AppOut, AppPlan, AppStats, AppSummary, LogLineOut
+from quazzar.instance.apps.schemas import AppCreate, AppImport, AppOut, AppPlan, AppStats, AppSummary, LogLineOut
 from quazzar.instance.apps.service import AppService, read_app
 
 AppRequest = Request[Any, Any, State]
@@ -61,6 +62,28 @@ class AppController(Controller):
     ) -> Response[AppOut | AppPlan]:
         """Answers at once with the status `installing`; the job of `job_id` does the work and tells its progress."""
         return plan_answer(await apps.plan(data)) if dry_run else install_answer(await apps.create(data))
+
+    @post(
+        "/import",
+        guards=[requires("apps:write")],
+        operation_id="ImportApp",
+        summary="Make an app of a Compose file",
+        responses={
+            200: ResponseSpec(AppPlan, description="With `dry_run=true`: what would happen", generate_examples=False)
+        },
+    )
+    async def import_app(
+        self, apps: NamedDependency[AppService], data: JSONBody[AppImport], dry_run: Flag = False
+    ) -> Response[AppOut | AppPlan]:
+        """What of the file is not supported or not safe is listed whole, each with its line, and nothing is made.
+        Values of `env`, and those that the file itself gives to names such as `DB_PASSWORD`, are sealed and masked from
+        then on, and can be changed under the same names.
+        """
+        return (
+            plan_answer(await importing.plan(apps, data))
+            if dry_run
+            else install_answer(await importing.create(apps, data))
+        )
 
     @get("/{app_id:str}", guards=[requires("apps:read")], operation_id="GetApp", summary="One app in full")
     async def get_app(self, request: AppRequest, app_id: AppId) -> Response[AppOut]:

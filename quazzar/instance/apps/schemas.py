@@ -66,6 +66,23 @@ class AppCreate(In, kw_only=True):
     domain: HostName | None = None
 
 
+COMPOSE_EXAMPLE = """\
+services:
+  web:
+    image: nginx:1.27
+    ports: ["8088:80"]
+    environment: {API_TOKEN: "${API_TOKEN}"}
+"""
+
+
+class AppImport(In, kw_only=True):
+    """A Compose file, and what its `${NAME}`s are filled in from. Values of `env` are secrets: sealed, never shown."""
+
+    name: Annotated[Name, Meta(examples=["blog"])]
+    compose: Annotated[str, Meta(min_length=1, max_length=MIB, examples=[COMPOSE_EXAMPLE])]
+    env: Annotated[dict[str, str], Meta(examples=[{"API_TOKEN": "9f86d081884c7d65"}])] = {}
+
+
 class PortOut(Out, kw_only=True):
     service: str
     container_port: int
@@ -152,10 +169,14 @@ class FullAppRow(AppRow):
 
 
 class AppPlan(Out, kw_only=True):
-    """What an install would do. `refusals` maps a field to the reason why it would not be done."""
+    """What an install would do.
+
+    `refusals` maps a field to the reason why it would not be done; `notes` say what is done in another way than the
+    file asks.
+    """
 
     name: str
-    template: str
+    template: str | None
     version: str | None
     images: list[str]
     services: list[str]
@@ -163,6 +184,7 @@ class AppPlan(Out, kw_only=True):
     volumes: list[VolumeOut]
     memory_limit_bytes: int | None
     refusals: dict[str, str]
+    notes: list[str]
 
 
 class LogLineOut(Out, kw_only=True):

@@ -28,6 +28,7 @@ from quazzar.instance.apps.models import AppStatus, Desired
 from quazzar.instance.apps.schemas import AppCreate, AppPlan, AppRow, FullAppRow, PortOut, VolumeOut
 from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
 from quazzar.instance.templates.service import TemplateService
+from quazzar.instance.templates.template import Template
 from quazzar.settings import Settings
 
 _APP_ID = re.compile(r"app_[a-z2-7]{26}\Z")
@@ -121,58 +122,74 @@ class AppService:
 
         Raises `Invalid` with every field that fails, `AppNameTaken`, `PortTaken`.
         """
-        draft = await self._draft(data)
-        async with unique_or(AppNameTaken(details={"name": f"The name {data.name} is taken"})):
-            await store.add_app(self.session, draft.row, seconds=jobs.INSTALL_SECONDS)
-        async with unique_or(PortTaken()):
-            await store.hold_ports(self.session, draft.held_ports)
-        audited = {name: draft.row[name] for name in _AUDITED}
-        audit(self.session, "app.install", subject=draft.app_id, after=audited)
-        await self._enqueue(jobs.install, draft.app_id)
-        return await self._show(draft.app_id)
+        return await self.add(await self._draft_of(data), action="app.install")
 
     async def plan(self, data: AppCreate) -> AppPlan:
         """What `create` would do; nothing is made. Raises as `create` does for a body that does not validate."""
-        draft = await self._draft(data, refuse=False)
-        refusals = dict(draft.refusals)
-        if await store.find_name(self.session, data.name) is not None:
-            refusals["name"] = f"The name {data.name} is taken"
+        return await self.plan_of(await self._draft_of(data))
+
+    async def add(self, draft: Draft, *, action: str) -> FullAppRow:
+        """Write a draft down and have it installed. Raises `AppNameTaken`, `PortTaken`."""
+        if draft.refusals:
+            raise PortTaken(details=draft.refusals)
+        async with unique_or(AppNameTaken(details={"name": f"The name {draft.row['name']} is taken"})):
+            await store.add_app(self.session, draft.row, seconds=jobs.INSTALL_SECONDS)
+        async with unique_or(PortTaken()):
+            await store.hold_ports(self.session, draft.held_ports)
+        audit(self.session, action, subject=draft.app_id, after={name: draft.row[name] for name in _AUDITED})
+        await self._enqueue(jobs.install, draft.app_id)
+        return await self._show(draft.app_id)
+
+    async def plan_of(self, draft: Draft) -> AppPlan:
+        """What `add` would do with a draft."""
+        name, refusals = draft.row["name"], dict(draft.refusals)
+        if await store.find_name(self.session, name) is not None:
+            refusals["name"] = f"The name {name} is taken"
         limits = [service.resources.memory_bytes for service in draft.spec.services]
         return AppPlan(
-            name=data.name,
-            template=draft.template.slug,
-            version=draft.template.version,
+            name=name,
+            template=draft.row["template"],
+            version=draft.row["version"],
             images=sorted({service.image for service in draft.spec.services}),
             services=[service.name for service in draft.spec.services],
             ports=[msgspec.convert(port, PortOut) for port in draft.row["ports"]],
             volumes=[VolumeOut(name=name) for name in draft.spec.volumes],
             memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
             refusals=refusals,
+            notes=list(draft.template.notes),
         )
 
-    async def _draft(self, data: AppCreate, *, refuse: bool = True) -> Draft:
+    async def draft(self, template: Template, data: AppCreate, *, catalogued: bool = True) -> Draft:
+        """An app that is not written down yet; whether it can be had stands in `refusals`.
+
+        One that is not `catalogued` names no template. Raises `Invalid` with every `config.<field>` that fails.
+        """
+        await store.lock_ports(self.session)
+        return draft_app(
+            template,
+            data,
+            app_id=new_id("app"),
+            keyring=self.keyring,
+            held=await store.find_ports(self.session),
+            reserved=frozenset({self.settings.server.port, self.settings.agent.port}),
+            url=url_of(self.settings),
+            catalogued=catalogued,
+        )
+
+    def require_unbound(self) -> None:
+        """Raises `Forbidden` for a key that is bound to certain apps: it can't make others."""
         if self.actor.resources is not None:
             raise Forbidden("This key is bound to certain apps and can't install others")
+
+    async def _draft_of(self, data: AppCreate) -> Draft:
+        self.require_unbound()
         try:
             template = await TemplateService(self.session).find(data.template, data.version)
         except TemplateNotFound:
             raise Invalid(details={"template": "There is no such template"}) from None
         except TemplateVersionNotFound:
             raise Invalid(details={"version": "The template has no such version"}) from None
-        await store.lock_ports(self.session)
-        held = await store.find_ports(self.session)
-        draft = draft_app(
-            template,
-            data,
-            app_id=new_id("app"),
-            keyring=self.keyring,
-            held=held,
-            reserved=frozenset({self.settings.server.port, self.settings.agent.port}),
-            url=url_of(self.settings),
-        )
-        if refuse and draft.refusals:
-            raise PortTaken(details=draft.refusals)
-        return draft
+        return await self.draft(template, data)
 
     # --- operations ------------------------------------------------------------------------------------------------
 

@@ -203,6 +203,8 @@ class Held(msgspec.Struct, frozen=True):
 
     id: str
     name: str
+    template: str | None
+    version: str | None
     definition: dict[str, Any]
     config: dict[str, Any]
     secrets: bytes | None

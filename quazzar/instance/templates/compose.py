@@ -24,7 +24,8 @@ from quazzar.instance.templates.yaml_nodes import Node, Scalar, Sequence, read_y
 
 __all__ = [
     "Backup", "Field", "Hook", "Needs", "Problem", "Template", "TemplateInvalid", "Web", "check_config",
-    "import_config", "mask_config", "parse_compose", "parse_template", "ports_wanted", "secret_fields", "with_ports",
+    "import_config", "is_secret_name", "mask_config", "parse_compose", "parse_template", "ports_wanted",
+    "secret_fields", "with_ports",
 ]  # fmt: skip
 
 MAX_VARIABLES = 200
@@ -83,6 +84,11 @@ def parse_compose(
     extension.texts |= {"slug": name, "title": extension.texts.get("title", name)}
     extension.texts.setdefault("version", "0")
     return _template(problems, root, extension, environment=environment, trusted=trusted)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a name of an environment most likely stands for a secret."""
+    return _SECRET.search(name) is not None
 
 
 def import_config(template: Template, env: Mapping[str, str]) -> dict[str, object]:
@@ -249,10 +255,7 @@ def _variables(problems: Problems, document: Document, declared: set[str]) -> li
     if len(wanted) > MAX_VARIABLES:
         said = f"The file takes more than {MAX_VARIABLES} names from its environment"
         problems.add("services", document.services.line, said, "too_large")
-    return [
-        Field(name=name, label=name, type="string", secret=bool(_SECRET.search(name)))
-        for name in wanted[:MAX_VARIABLES]
-    ]
+    return [Field(name=name, label=name, type="string", secret=is_secret_name(name)) for name in wanted[:MAX_VARIABLES]]
 
 
 def _names(node: Node) -> Iterator[str]:
