@@ -41,10 +41,24 @@ class RuntimeFailure(Exception):
 
 
 class ImageNotFound(RuntimeFailure):
-    """No such image, or no right to pull it."""
+    """No such image, or none that this caller may know of: many registries don't tell the two apart."""
 
     def __init__(self, reason: str, *, service: str | None = None) -> None:
         super().__init__(reason, code="image_not_found", service=service)
+
+
+class LoginRefused(RuntimeFailure):
+    """The registry of an image takes no pull without a login, or not with the one that it got."""
+
+    def __init__(self, reason: str, *, service: str | None = None) -> None:
+        super().__init__(reason, code="registry_login_refused", service=service)
+
+
+class RegistryUnreachable(RuntimeFailure):
+    """The engine is there, but the registry of an image does not answer it."""
+
+    def __init__(self, reason: str, *, service: str | None = None) -> None:
+        super().__init__(reason, code="registry_unreachable", service=service)
 
 
 class PortInUse(RuntimeFailure):
@@ -152,7 +166,14 @@ class Runtime(Protocol):
         """Make all images of `spec` present. Gives image → digest (or image id where the image has no digest).
 
         An image that is present is not pulled again. `logins` are keyed by registry host as image names carry it
-        (`docker.io` for names without one). Raises `ImageNotFound`.
+        (`docker.io` for names without one). Raises `ImageNotFound`, `LoginRefused`, `RegistryUnreachable`.
+        """
+
+    async def remote_digest(self, image: str, login: RegistryLogin | None = None) -> str:
+        """The digest that the registry has for `image` now; nothing is pulled.
+
+        It differs from what `pull` gave exactly when the tag has moved since. Raises `ImageNotFound`, `LoginRefused`,
+        `RegistryUnreachable`.
         """
 
     async def up(self, spec: AppSpec, report: Report) -> None:

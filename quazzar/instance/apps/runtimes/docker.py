@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from quazzar.instance.apps.images import registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     AppState,
@@ -95,14 +96,16 @@ class DockerRuntime:
             digest = await self._images.digest(name)
             if digest is None:
                 await progress(0)
-                image = objects.Image.parse(name)
-                await self._images.pull(name, (logins or {}).get(image.registry) if image else None, progress)
+                await self._images.pull(name, (logins or {}).get(registry_of(name)), progress)
                 # Raises when somebody removed it in the same moment.
                 await self._images.inspect(name)
                 digest = await self._images.digest(name)
             digests[name] = digest or ""
             await progress(1)
         return digests
+
+    async def remote_digest(self, image: str, login: RegistryLogin | None = None) -> str:
+        return await self._images.remote_digest(image, login)
 
     async def up(self, spec: AppSpec, report: Report) -> None:
         await report(0, "Looking at what is there")

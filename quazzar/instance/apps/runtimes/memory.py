@@ -16,12 +16,14 @@ from typing import Final, Literal
 
 import msgspec
 
+from quazzar.instance.apps.images import registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     AppState,
     DependencyFailed,
     Health,
     ImageNotFound,
+    LoginRefused,
     LogLine,
     PortInUse,
     PortState,
@@ -139,6 +141,8 @@ class MemoryEngine:
         self.networks: dict[str, tuple[NetworkSpec, ...]] = {}
         self.images: dict[str, str] = {}
         """Present images with their digests."""
+        self.moved_tags: dict[str, str] = {}
+        """Digests that registries have for names now, where they are no longer the first ones."""
         self.unknown_images: set[str] = set()
         """Names that no registry knows; every other name can be pulled."""
         self.private_images: dict[str, tuple[str, str]] = {}
@@ -222,6 +226,18 @@ class MemoryEngine:
         if faults := self._faults.get(step):
             raise faults.pop(0)
         await asyncio.sleep(0)
+
+    def remote_digest(self, name: str, login: RegistryLogin | None) -> str:
+        """What the registry of an image says. Raises `ImageNotFound`, `LoginRefused`."""
+        registry = registry_of(name)
+        wanted = self.private_images.get(name)
+        given = (login.username, login.password.reveal()) if login else None
+        if wanted is not None and given != wanted:
+            raise LoginRefused(f"The registry {registry} asks for a login")
+        if name in self.unknown_images:
+            raise ImageNotFound(f"The registry {registry} has no image {name}")
+        pinned = name.rpartition("@")[2] if "@" in name else None
+        return pinned or self.moved_tags.get(name) or f"sha256:{sha256(name.encode()).hexdigest()}"
 
     @property
     def changed(self) -> asyncio.Event:
@@ -368,13 +384,14 @@ class MemoryRuntime:
             if name not in self.engine.images:
                 await report(index / len(names), f"Pulling {name}")
                 await self.engine.reach(f"pull:{name}")
-                login = self.engine.private_images.get(name)
-                given = {(one.username, one.password.reveal()) for one in (logins or {}).values()}
-                if name in self.engine.unknown_images or (login is not None and login not in given):
-                    raise ImageNotFound("The image does not exist, or it is private and needs a login")
-                self.engine.images[name] = f"sha256:{sha256(name.encode()).hexdigest()}"
+                registry = registry_of(name)
+                self.engine.images[name] = self.engine.remote_digest(name, (logins or {}).get(registry))
             await report((index + 1) / len(names), f"Pulling {name}")
         return {name: self.engine.images[name] for name in names}
+
+    async def remote_digest(self, image: str, login: RegistryLogin | None = None) -> str:
+        await self.engine.reach(f"remote:{image}")
+        return self.engine.remote_digest(image, login)
 
     async def up(self, spec: AppSpec, report: Report) -> None:
         await report(0, "Looking at what is there")

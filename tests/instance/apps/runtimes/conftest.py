@@ -1,6 +1,7 @@
 """A lab for each runtime: the same services, run by busybox on a real engine or played by the one in memory."""
 
 import asyncio
+import secrets
 import shlex
 import socket
 import time
@@ -10,7 +11,8 @@ from typing import Any, TypeVar
 import pytest
 
 from quazzar.core.ids import new_id
-from quazzar.instance.apps.runtimes.base import AppState, Runtime, ServiceState, Stream
+from quazzar.core.secret import Secret
+from quazzar.instance.apps.runtimes.base import AppState, RegistryLogin, Runtime, ServiceState, Stream
 from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
 from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryRuntime
 from quazzar.instance.apps.spec import AppSpec, HealthSpec, ServiceSpec
@@ -19,6 +21,8 @@ from tests.components import DockerEngine, Registry, docker_engine, registry
 T = TypeVar("T")
 
 IMAGE = "quazzar-test/busybox:1"
+BOB = RegistryLogin(username="bob", password=Secret("secret-of-bob"))
+USERS = {"bob": "$2b$04$8Rnx2jpj3CG1em0w9DppjusmoJiP8p4vvgaHuXYqF0js2kB0fkHya"}
 HEALTH = HealthSpec(test=("CMD-SHELL", "test -e /tmp/ok"), interval_seconds=0.3, timeout_seconds=5, retries=3)
 
 
@@ -70,6 +74,18 @@ class Lab:
         """Somebody else removes the container."""
         raise NotImplementedError
 
+    def remote(self) -> str:
+        """The name of an image that a registry has and the engine has not."""
+        raise NotImplementedError
+
+    def private(self) -> tuple[str, RegistryLogin]:
+        """The same in a registry that asks for a login, with the login."""
+        raise NotImplementedError
+
+    def move_tag(self, image: str) -> None:
+        """The registry gets another image under the name."""
+        raise NotImplementedError
+
     async def state(self, app_id: str) -> AppState:
         state = await self.runtime.get(app_id)
         assert state is not None
@@ -118,11 +134,23 @@ class MemoryLab(Lab):
     async def vanish(self, app_id: str, service: str) -> None:
         self.runtime.engine.remove_behind_our_back(app_id, service)
 
+    def remote(self) -> str:
+        return f"registry.example.com/team/app:{new_id('t')[-8:]}"
+
+    def private(self) -> tuple[str, RegistryLogin]:
+        name = self.remote()
+        self.runtime.engine.private_images[name] = ("bob", "secret-of-bob")
+        return name, BOB
+
+    def move_tag(self, image: str) -> None:
+        self.runtime.engine.moved_tags[image] = "sha256:" + secrets.token_hex(32)
+
 
 class DockerLab(Lab):
-    def __init__(self, engine: DockerEngine, registry: Registry) -> None:
+    def __init__(self, engine: DockerEngine, registry: Registry, private: Registry) -> None:
         self.engine = engine
         self.registry = registry
+        self.private_registry = private
         self.unknown_image = f"{registry.name}/unknown:1"
         self.runtime: DockerRuntime = DockerRuntime(DockerConfig(host=engine.host))
 
@@ -168,6 +196,24 @@ class DockerLab(Lab):
     async def vanish(self, app_id: str, service: str) -> None:
         self.engine.ok("DELETE", f"/containers/{self.container(app_id, service)['Id']}", params={"force": "1"})
 
+    def remote(self) -> str:
+        name = f"{self.registry.name}/team/app:{new_id('t')[-8:]}"
+        self.engine.push(IMAGE, name)
+        self.engine.remove_image(name)
+        return name
+
+    def private(self) -> tuple[str, RegistryLogin]:
+        name = f"{self.private_registry.name}/team/app:{new_id('t')[-8:]}"
+        self.engine.push(IMAGE, name, username=BOB.username, password=BOB.password.reveal())
+        self.engine.remove_image(name)
+        return name, BOB
+
+    def move_tag(self, image: str) -> None:
+        other = f"quazzar-test/other:{new_id('t')[-8:]}"
+        self.engine.import_busybox(other, files={"etc/mark": other.encode()})
+        self.engine.push(other, image)
+        self.engine.remove_image(image)
+
 
 def app_spec(*services: ServiceSpec, **fields: Any) -> AppSpec:
     app_id = new_id("app")
@@ -202,10 +248,17 @@ def images(engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> It
         yield running
 
 
+@pytest.fixture(scope="session")
+def private_images(engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry that only knows `BOB`."""
+    with registry(tmp_path_factory.mktemp("private"), engine, users=USERS) as running:
+        yield running
+
+
 @pytest.fixture
-async def docker(engine: DockerEngine, images: Registry) -> AsyncIterator[DockerLab]:
+async def docker(engine: DockerEngine, images: Registry, private_images: Registry) -> AsyncIterator[DockerLab]:
     """A lab on the real engine; what its tests leave is removed."""
-    lab = DockerLab(engine, images)
+    lab = DockerLab(engine, images, private_images)
     yield lab
     for state in await lab.runtime.find():
         await lab.runtime.remove(state.app_id, keep_volumes=False)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 
@@ -9,11 +10,14 @@ import msgspec
 import pytest
 
 from quazzar.core.ids import new_id
+from quazzar.core.secret import Secret
 from quazzar.instance.apps.runtimes.base import (
     DependencyFailed,
     ImageNotFound,
+    LoginRefused,
     LogLine,
     PortInUse,
+    RegistryLogin,
     RuntimeEvent,
 )
 from quazzar.instance.apps.spec import (
@@ -126,6 +130,41 @@ async def test_up_recreates_what_differs_and_removes_what_is_no_longer_there(lab
     assert after["same"] == before["same"]
     assert after["other"] != before["other"]
     assert state.volumes == ("data",)
+
+
+async def test_a_registry_says_what_it_has_now(lab: Lab) -> None:
+    """The digest that an update is found by: the same as that of a pull, until the tag moves."""
+    name = lab.remote()
+    first = await lab.runtime.remote_digest(name)
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", first)
+    spec = app_spec(lab.service("a", image=name))
+    assert await lab.runtime.pull(spec, Progress()) == {name: first}
+    assert await lab.runtime.remote_digest(name) == first
+    lab.move_tag(name)
+    moved = await lab.runtime.remote_digest(name)
+    assert moved != first
+    pinned = f"{name.rpartition(':')[0]}@{first}"
+    assert await lab.runtime.remote_digest(pinned) == first
+    with pytest.raises(ImageNotFound, match=re.escape(f"has no image {lab.unknown_image}")):
+        await lab.runtime.remote_digest(lab.unknown_image)
+
+
+async def test_a_private_registry_takes_the_login_of_its_name(lab: Lab) -> None:
+    name, login = lab.private()
+    registry = name.partition("/")[0]
+    spec = app_spec(lab.service("a", image=name))
+    wrong = RegistryLogin(username=login.username, password=Secret("wrong-canary"))
+    for one in (None, wrong):
+        with pytest.raises(LoginRefused, match=f"^The registry {registry} ") as caught:
+            await lab.runtime.remote_digest(name, one)
+        assert "canary" not in repr(caught.value)
+    for logins in ({}, {registry: wrong}, {"docker.io": login}):
+        with pytest.raises(LoginRefused, match=f"^The registry {registry} ") as caught:
+            await lab.runtime.pull(spec, Progress(), logins=logins)
+        assert "canary" not in repr(caught.value)
+        assert "secret-of-bob" not in repr(caught.value)
+    digest = await lab.runtime.remote_digest(name, login)
+    assert await lab.runtime.pull(spec, Progress(), logins={registry: login}) == {name: digest}
 
 
 async def test_networks_can_change(lab: Lab) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,14 +18,13 @@ import msgspec
 import pytest
 
 from quazzar.core.ids import new_id
-from quazzar.core.secret import Secret
 from quazzar.instance.apps.runtimes import docker as driver
 from quazzar.instance.apps.runtimes import make_runtime
 from quazzar.instance.apps.runtimes.base import (
     ImageNotFound,
     LogLine,
     PortInUse,
-    RegistryLogin,
+    RegistryUnreachable,
     RuntimeEvent,
     RuntimeFailure,
     RuntimeUnavailable,
@@ -44,7 +44,6 @@ from quazzar.instance.apps.spec import (
     TmpfsSpec,
     UlimitSpec,
 )
-from tests.components import registry
 from tests.instance.apps.runtimes.conftest import IMAGE, DockerLab, Progress, app_spec, free_port, until
 
 pytestmark = pytest.mark.component("docker")
@@ -56,6 +55,7 @@ def verbs(runtime: DockerRuntime) -> dict[str, Callable[[], Awaitable[object]]]:
     return {
         "info": runtime.info,
         "pull": lambda: runtime.pull(spec, Progress()),
+        "remote_digest": lambda: runtime.remote_digest(IMAGE),
         "up": lambda: runtime.up(spec, Progress()),
         "start": lambda: runtime.start(spec.app_id),
         "stop": lambda: runtime.stop(spec.app_id),
@@ -349,33 +349,22 @@ async def test_pulls_that_fail_say_why(docker: DockerLab) -> None:
     docker.engine.push(IMAGE, f"{repository}:1")
     absent = "@sha256:" + "0" * 64
     for name in (f"{repository}:2", f"{docker.registry.name}/nothing:1", repository + absent):
-        with pytest.raises(ImageNotFound, match=r"^The image does not exist, or it is private"):
+        said = re.escape(f"The registry {docker.registry.name} has no image {name}, or none that can be seen without")
+        with pytest.raises(ImageNotFound, match=said):
             await docker.runtime.pull(app_spec(docker.service("a", image=name)), Progress())
+        with pytest.raises(ImageNotFound, match=said):
+            await docker.runtime.remote_digest(name)
     for name in ("UPPER", "a b", "../../containers/json?x=", "x:", "", "a" * 600, "x@sha256:12", "-v/:/h"):
         with pytest.raises(ImageNotFound, match=r"^The name of the image is not valid$"):
             await docker.runtime.pull(app_spec(docker.service("a", image=name)), Progress())
         with pytest.raises(ImageNotFound, match=r"^The name of the image is not valid$"):
             await docker.runtime.up(app_spec(docker.service("a", image=name)), Progress())
-    with pytest.raises(RuntimeFailure, match=r"^The registry is not reachable$") as caught:
+        with pytest.raises(ImageNotFound, match=r"^The name of the image is not valid$"):
+            await docker.runtime.remote_digest(name)
+    with pytest.raises(RegistryUnreachable, match=r"^The registry 127\.0\.0\.1:1 is not reachable$"):
         await docker.runtime.pull(app_spec(docker.service("a", image="127.0.0.1:1/x:1")), Progress())
-    assert caught.value.code == "registry_unreachable"
-
-
-async def test_a_private_registry_takes_the_login_of_its_name(docker: DockerLab, tmp_path: Path) -> None:
-    hashed = "$2b$04$8Rnx2jpj3CG1em0w9DppjusmoJiP8p4vvgaHuXYqF0js2kB0fkHya"
-    users = {"bob": hashed}
-    with registry(tmp_path, docker.engine, users=users) as private:
-        name = f"{private.name}/app:1"
-        login = RegistryLogin(username="bob", password=Secret("secret-of-bob"))
-        docker.engine.push(IMAGE, name, username="bob", password="secret-of-bob")
-        docker.engine.remove_image(name)
-        spec = app_spec(docker.service("a", image=name))
-        wrong = RegistryLogin(username="bob", password=Secret("wrong"))
-        for logins in ({}, {private.name: wrong}, {"docker.io": login}):
-            with pytest.raises(ImageNotFound) as caught:
-                await docker.runtime.pull(spec, Progress(), logins=logins)
-            assert "secret-of-bob" not in repr(caught.value)
-        assert await docker.runtime.pull(spec, Progress(), logins={private.name: login})
+    with pytest.raises(RegistryUnreachable, match=r"^The registry 127\.0\.0\.1:1 is not reachable$"):
+        await docker.runtime.remote_digest("127.0.0.1:1/x:1")
 
 
 # Isolation

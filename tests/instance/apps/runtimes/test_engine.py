@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quazzar.instance.apps.images import Image
 from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, MemoryRuntime, RuntimeConfig, make_runtime
 from quazzar.instance.apps.runtimes.base import LINE_LIMIT_BYTES, RuntimeFailure, RuntimeUnavailable, service_digest
 from quazzar.instance.apps.runtimes.engine.failures import failure
 from quazzar.instance.apps.runtimes.engine.images import _Layers
 from quazzar.instance.apps.runtimes.engine.logs import Line, LineReader, Memory
-from quazzar.instance.apps.runtimes.engine.objects import Image, Sample, cpu_percent, sample, service_stats
+from quazzar.instance.apps.runtimes.engine.objects import Sample, cpu_percent, sample, service_stats
 from quazzar.instance.apps.spec import AppSpec, NetworkSpec, RestartSpec, ServiceSpec
 
 SECOND = 1_790_000_000
@@ -170,6 +171,9 @@ def test_cpu_is_in_percent_of_one_core() -> None:
         ("ghcr.io/a/b/c:v1", "ghcr.io", "ghcr.io/a/b/c", "v1"),
         ("localhost/x", "localhost", "localhost/x", "latest"),
         ("127.0.0.1:5000/x:1", "127.0.0.1:5000", "127.0.0.1:5000/x", "1"),
+        ("[::1]:5000/x", "[::1]:5000", "[::1]:5000/x", "latest"),
+        ("Registry.Example.com/x", "registry.example.com", "Registry.Example.com/x", "latest"),
+        ("index.docker.io/library/x:2", "docker.io", "index.docker.io/library/x", "2"),
         ("x:1@sha256:" + "0" * 64, "docker.io", "x", "sha256:" + "0" * 64),
     ],
 )

@@ -3,7 +3,14 @@
 import re
 from collections.abc import Callable
 
-from quazzar.instance.apps.runtimes.base import ImageNotFound, PortInUse, RuntimeFailure, RuntimeUnavailable
+from quazzar.instance.apps.runtimes.base import (
+    ImageNotFound,
+    LoginRefused,
+    PortInUse,
+    RegistryUnreachable,
+    RuntimeFailure,
+    RuntimeUnavailable,
+)
 
 
 class Gone(RuntimeFailure):
@@ -33,6 +40,14 @@ def _image_not_found(_: str, service: str | None) -> RuntimeFailure:
     return ImageNotFound("The image does not exist, or it is private and needs a login", service=service)
 
 
+def _login_refused(_: str, service: str | None) -> RuntimeFailure:
+    return LoginRefused("The registry of the image asks for another login", service=service)
+
+
+def _registry_unreachable(_: str, service: str | None) -> RuntimeFailure:
+    return RegistryUnreachable("The registry is not reachable", service=service)
+
+
 def _plain(reason: str, code: str) -> Callable[[str, str | None], RuntimeFailure]:
     return lambda _, service: RuntimeFailure(reason, code=code, service=service)
 
@@ -45,10 +60,11 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
         (
             (
                 r"no such image|manifest unknown|manifest for .* not found|pull access denied|repository does not exist"
-                r"|requested access to the resource is denied|unauthorized|no basic auth credentials|name unknown"
+                r"|requested access to the resource is denied|name unknown"
             ),
             _image_not_found,
         ),
+        (r"unauthorized|no basic auth credentials|incorrect username or password", _login_refused),
         (
             r"no matching manifest|does not match the (?:specified|detected) .*platform",
             _plain("The image does not exist for this kind of machine", "image_wrong_platform"),
@@ -96,7 +112,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
                 r"dial tcp|no such host|connection refused|i/o timeout|tls handshake|x509|network is unreachable"
                 r"|request canceled|server gave http response|unexpected eof|\beof\b"
             ),
-            _plain("The registry is not reachable", "registry_unreachable"),
+            _registry_unreachable,
         ),
     )
 )

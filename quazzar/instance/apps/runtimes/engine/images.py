@@ -4,16 +4,25 @@ import contextlib
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from quazzar.instance.apps.runtimes.base import ImageNotFound, RegistryLogin, RuntimeUnavailable
+from quazzar.instance.apps.images import Image
+from quazzar.instance.apps.runtimes.base import (
+    ImageNotFound,
+    LoginRefused,
+    RegistryLogin,
+    RegistryUnreachable,
+    RuntimeFailure,
+    RuntimeUnavailable,
+)
 from quazzar.instance.apps.runtimes.engine.connection import SILENCE_SECONDS, Engine
 from quazzar.instance.apps.runtimes.engine.failures import Gone, failure
-from quazzar.instance.apps.runtimes.engine.objects import Image
 
+REGISTRY_SECONDS: Final = 60.0
+"""For a question that the engine hands on to a registry."""
 _REPORT_SECONDS: Final = 0.25
 _CACHED: Final = 1024
 _DOWNLOAD_SHARE: Final = 0.7
@@ -58,19 +67,17 @@ class Images:
 
     async def pull(self, name: str, login: RegistryLogin | None, progress: Callable[[float], Awaitable[None]]) -> None:
         """Pull one image; `progress` gets 0 to 1 and never goes back. Leaving in the middle ends the pull."""
-        image = Image.parse(name)
-        if image is None:
-            raise ImageNotFound("The name of the image is not valid")
+        image = _parsed(name)
         layers = _Layers()
         reported = time.monotonic()
         chunks = self._engine.chunks(
             "POST",
             "images/create",
             params={"fromImage": image.repository, "tag": image.reference},
-            headers={"X-Registry-Auth": _login(image.registry, login)} if login else None,
+            headers=_login_header(image, login),
             silence=SILENCE_SECONDS,
         )
-        async with contextlib.aclosing(messages(chunks)) as told:
+        async with self._registry_named(name, image, login), contextlib.aclosing(messages(chunks)) as told:
             async for message in told:
                 if "error" in message or "errorDetail" in message:
                     detail = message.get("errorDetail") or {}
@@ -79,6 +86,48 @@ class Images:
                 if time.monotonic() - reported >= _REPORT_SECONDS:
                     reported = time.monotonic()
                     await progress(layers.progress())
+
+    async def remote_digest(self, name: str, login: RegistryLogin | None) -> str:
+        """The digest that the registry has under the name now."""
+        image = _parsed(name)
+        path = f"distribution/{name}/json"
+        chunks = self._engine.chunks(
+            "GET", path, params={}, headers=_login_header(image, login), silence=REGISTRY_SECONDS
+        )
+        async with self._registry_named(name, image, login), contextlib.aclosing(messages(chunks)) as told:
+            async for message in told:
+                return str(message["Descriptor"]["digest"])
+        raise RuntimeUnavailable
+
+    @contextlib.asynccontextmanager
+    async def _registry_named(self, name: str, image: Image, login: RegistryLogin | None) -> AsyncIterator[None]:
+        """Failures inside say which registry and which image they are about."""
+        try:
+            yield
+        except ImageNotFound as error:
+            login_hint = "with the login that is stored for it" if login else "without a login"
+            reason = f"The registry {image.registry} has no image {name}, or none that can be seen {login_hint}"
+            raise ImageNotFound(reason) from error
+        except LoginRefused as error:
+            refused = "refused the login that is stored for it" if login else "asks for a login, and none is stored"
+            raise LoginRefused(f"The registry {image.registry} {refused}") from error
+        except RegistryUnreachable as error:
+            raise RegistryUnreachable(f"The registry {image.registry} is not reachable") from error
+        except RuntimeFailure as error:
+            raise RuntimeFailure(f"{error.reason} (image {name})", code=error.code) from error
+        except RuntimeUnavailable as error:
+            if not isinstance(error.__cause__, TimeoutError):
+                raise
+            # Silence: the engine may be gone, or it may wait for the registry like us.
+            await self._engine.version()
+            raise RegistryUnreachable(f"The registry {image.registry} does not answer any more") from error
+
+
+def _parsed(name: str) -> Image:
+    image = Image.parse(name)
+    if image is None:
+        raise ImageNotFound("The name of the image is not valid")
+    return image
 
 
 async def messages(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[dict[str, Any], None]:
@@ -142,7 +191,9 @@ def _digest(inspected: Mapping[str, Any], name: str) -> str:
     return str(known[0][2] if known else inspected["Id"])
 
 
-def _login(registry: str, login: RegistryLogin) -> str:
-    address = "https://index.docker.io/v1/" if registry == "docker.io" else registry
+def _login_header(image: Image, login: RegistryLogin | None) -> dict[str, str]:
+    if login is None:
+        return {}
+    address = "https://index.docker.io/v1/" if image.registry == "docker.io" else image.registry
     body = {"username": login.username, "password": login.password.reveal(), "serveraddress": address}
-    return urlsafe_b64encode(msgspec.json.encode(body)).decode()
+    return {"X-Registry-Auth": urlsafe_b64encode(msgspec.json.encode(body)).decode()}

@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,41 +33,6 @@ FILES = "io.quazzar.files"
 """On the volume that holds the files of a service, and on the container that fills it."""
 
 _NEVER = "0001-01-01"
-
-_IMAGE = re.compile(
-    r"(?:(?P<host>(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
-    r"(?::[0-9]{1,5})?)/)?"
-    r"(?P<path>[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*)"
-    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?"
-    r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
-
-
-class Image(msgspec.Struct, frozen=True):
-    """An image name taken apart (grammar of github.com/distribution/reference)."""
-
-    registry: str
-    repository: str
-    """As written, the registry included."""
-    reference: str
-    """What comes after the repository: a tag or a digest."""
-
-    @classmethod
-    def parse(cls, name: str) -> "Image | None":
-        """None when `name` is not an image name."""
-        found = _IMAGE.fullmatch(name) if len(name) <= 512 else None
-        if found is None:
-            return None
-        host, path = found["host"], found["path"]
-        if host is not None and not (set(host) & {".", ":"} or host == "localhost"):
-            if host != host.lower():
-                return None
-            host, path = None, f"{host}/{path}"
-        return cls(
-            registry=host or "docker.io",
-            repository=f"{host}/{path}" if host else path,
-            reference=found["digest"] or found["tag"] or "latest",
-        )
 
 
 class Held(plan.Held, frozen=True, kw_only=True):
