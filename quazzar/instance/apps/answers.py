@@ -15,6 +15,7 @@ from litestar import Request, Response
 from litestar.datastructures import State
 from litestar.openapi.spec import Operation, Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Principal, principal_of
 from quazzar.core.db import Database
@@ -22,6 +23,9 @@ from quazzar.core.errors import BadRequest, Unavailable
 from quazzar.core.http import caller_of
 from quazzar.core.paging import DEFAULT_LIMIT, MOST, Page, page_of, paged
 from quazzar.core.sse import ServerEvent, server_events
+from quazzar.events.schemas import EventOut, Wanted
+from quazzar.events.service import EventService
+from quazzar.events.store import Scope
 from quazzar.instance.apps import service
 from quazzar.instance.apps.errors import ServiceNotFound
 from quazzar.instance.apps.models import AppStatus
@@ -134,6 +138,20 @@ def install_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
 
 def plan_answer(plan: AppPlan) -> Response[AppOut | AppPlan]:
     return Response(plan, status_code=200)
+
+
+# --- what happened --------------------------------------------------------------------------------------------------
+
+
+async def events_answer(
+    request: AppRequest, session: AsyncSession, app_id: str, page: Page
+) -> Response[list[EventOut]]:
+    """The events about one app, newest first. Raises `AppNotFound`."""
+    principal = principal_of(request)
+    await service.require_app(request.app.state.database, principal, app_id)
+    events = EventService(session, Scope.of(principal))
+    found = await events.find(Wanted(subject=app_id), page)
+    return paged(request, page, found, EventOut.of, lambda event: event.id)
 
 
 # --- removal -------------------------------------------------------------------------------------------------------

@@ -11,11 +11,15 @@ from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import principal_of, requires
+from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of
 from quazzar.core.routing import delete, get, post
+from quazzar.events.schemas import EventOut
+from quazzar.events.service import EVENT_ID
 from quazzar.instance.apps import importing
 from quazzar.instance.apps.answers import (
     ListOperation,
     LogQuery,
+    events_answer,
     full_answer,
     install_answer,
     list_answer,
@@ -170,3 +174,22 @@ class AppController(Controller):
     async def get_app_stats(self, request: AppRequest, app_id: AppId, follow: Flag = False) -> Response[AppStats]:
         """Sums and one entry for each running service. With `follow=true` server-sent events, one every two seconds."""
         return await stats_answer(request, app_id, follow=follow)
+
+    @get(
+        "/{app_id:str}/events",
+        guards=[requires("apps:read")],
+        operation_id="ListAppEvents",
+        summary="What happened to an app",
+        responses={200: ResponseSpec(list[EventOut], description="Events, newest first", generate_examples=False)},
+    )
+    async def list_app_events(
+        self,
+        request: AppRequest,
+        session: NamedDependency[AsyncSession],
+        app_id: AppId,
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> Response[list[EventOut]]:
+        """Newest first; kept for 90 days. The types are those of the feed, `GET /api/events`, which can be followed."""
+        page = page_of(limit, cursor, key=EVENT_ID.pattern)
+        return await events_answer(request, session, app_id, page)

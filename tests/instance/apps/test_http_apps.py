@@ -39,6 +39,7 @@ CALLS = [
     ("POST", f"/api/apps/{MISSING}/restart", "apps:operate"),
     ("GET", f"/api/apps/{MISSING}/logs", "apps:read"),
     ("GET", f"/api/apps/{MISSING}/stats", "apps:read"),
+    ("GET", f"/api/apps/{MISSING}/events", "apps:read"),
 ]
 
 
