@@ -13,6 +13,10 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 
+import quazzar.alerts.events
+import quazzar.instance.backups.events
+import quazzar.instance.domains.events
+import quazzar.instance.vpn.events  # declaring an event is what makes it one that can be subscribed to
 import quazzar.webhooks.jobs  # noqa: F401 - declaring a job is what schedules it
 from quazzar import __version__
 from quazzar.accounts.process import Accounts
@@ -44,6 +48,7 @@ from quazzar.instance.apps.runtimes.docker import DockerConfig
 from quazzar.instance.apps.runtimes.memory import MemoryConfig
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
+from quazzar.instance.system.jobs import DATA_DIR
 from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
@@ -136,6 +141,7 @@ class Application:
         resources[KEYRING] = keyring
         resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
         resources[SETTINGS] = settings
+        resources[DATA_DIR] = settings.server.data_dir
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
         if self._runtime is not None:

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.core.db import Database
 from quazzar.core.errors import BadRequest, Forbidden
 from quazzar.core.paging import MOST, Page
+from quazzar.core.records import Event
 from quazzar.core.sse import ServerEvent
 from quazzar.events import store
 from quazzar.events.feed import Feed
@@ -84,6 +85,11 @@ async def _rows(
             yield row
         if len(rows) < MOST:
             return
+
+
+async def has_been_announced(session: AsyncSession, kind: type[Event], *, hours: int) -> bool:
+    """Whether the instance has announced such an event within the last `hours`: for what is said again now and then."""
+    return await store.has_event(session, kind.type, hours=hours)
 
 
 async def prune_events(database: Database) -> None:

@@ -122,6 +122,13 @@ async def find_any(session: AsyncSession, *, after: int, limit: int) -> Sequence
     return (await session.execute(_ANY.where(EventRow.position > after).limit(limit))).all()
 
 
+async def has_event(session: AsyncSession, type_: str, *, hours: int) -> bool:
+    """Whether the instance has announced an event of the type within the last `hours`."""
+    recent = EventRow.created_at > func.clock_timestamp() - func.make_interval(0, 0, 0, 0, hours)
+    wanted = select(EventRow.id).where(EventRow.realm == "instance", EventRow.type == type_, recent).limit(1)
+    return (await session.execute(wanted)).scalar_one_or_none() is not None
+
+
 _PRUNE = text(
     "DELETE FROM events WHERE position IN (SELECT position FROM events"
     " WHERE created_at < now() - make_interval(days => :days) ORDER BY position LIMIT :limit)"

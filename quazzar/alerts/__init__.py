@@ -1,0 +1,1 @@
+"""Alerts: what is watched, and what is said when a limit is crossed."""

@@ -1,0 +1,1 @@
+"""Backups of apps and of the system."""

@@ -1,0 +1,1 @@
+"""Host names of apps, and their certificates."""

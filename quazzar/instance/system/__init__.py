@@ -1,0 +1,1 @@
+"""The server itself: what it has left."""

@@ -1,0 +1,1 @@
+"""The WireGuard network of a server and its peers."""
