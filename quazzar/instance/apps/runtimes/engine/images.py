@@ -90,6 +90,8 @@ class Images:
     async def remote_digest(self, name: str, login: RegistryLogin | None) -> str:
         """The digest that the registry has under the name now."""
         image = _parsed(name)
+        # A registry may take long, an engine that is not there should not.
+        await self._engine.version()
         path = f"distribution/{name}/json"
         chunks = self._engine.chunks(
             "GET", path, params={}, headers=_login_header(image, login), silence=REGISTRY_SECONDS
