@@ -40,6 +40,7 @@ from quazzar.events.events import SystemStarted
 from quazzar.events.feed import Feed
 from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
+from quazzar.instance.apps.history import Collector
 from quazzar.instance.apps.jobs import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.routes import AppController
@@ -147,6 +148,7 @@ class Application:
         if self._runtime is not None:
             resources[RUNTIME] = self._runtime
             self._reconciler = Reconciler(database, self._runtime)
+            self._collector = Collector(database, self._runtime)
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
@@ -219,6 +221,8 @@ class Application:
             if self._reconciler is not None:
                 await self._reconciler.start()
                 stack.push_async_callback(self._reconciler.stop)
+                await self._collector.start()
+                stack.push_async_callback(self._collector.stop)
                 await self._announce_setup()
                 async with self.database.begin() as session:
                     publish(session, SystemStarted(version=__version__, mode=self.settings.server.mode))

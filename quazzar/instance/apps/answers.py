@@ -28,9 +28,11 @@ from quazzar.events.service import EventService
 from quazzar.events.store import Scope
 from quazzar.instance.apps import service
 from quazzar.instance.apps.errors import ServiceNotFound
+from quazzar.instance.apps.history import read_history
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import LogLine, Runtime, RuntimeFailure, RuntimeUnavailable, ServiceStats
 from quazzar.instance.apps.schemas import (
+    AppHistory,
     AppOut,
     AppPlan,
     AppRow,
@@ -38,7 +40,7 @@ from quazzar.instance.apps.schemas import (
     AppSummary,
     FullAppRow,
     LogLineOut,
-    ServiceStatsOut,
+    Range,
 )
 
 AppRequest = Request[Any, Any, State]
@@ -289,17 +291,26 @@ async def _log_events(
 # --- stats ---------------------------------------------------------------------------------------------------------
 
 
-async def stats_answer(request: AppRequest, app_id: str, *, follow: bool) -> Response[AppStats]:
-    """What the app uses now, or a stream of that. Raises `AppNotFound`, `RuntimeUnavailable`."""
+async def stats_answer(
+    request: AppRequest, app_id: str, *, span: Range | None, follow: bool
+) -> Response[AppStats | AppHistory]:
+    """What the app uses now, a stream of that, or points over `span`.
+
+    Raises `AppNotFound`, `RuntimeUnavailable` (points need no engine), `BadRequest` for a stream of points.
+    """
+    if span is not None and follow:
+        raise BadRequest("A parameter can't be read", details={"follow": "A range can't be followed"})
     runtime: Runtime = request.app.state.runtime
     database: Database = request.app.state.database
     principal = principal_of(request)
     await service.require_app(database, principal, app_id)
+    if span is not None:
+        return Response(await read_history(database, app_id, span))
     first = await _stats(runtime, app_id)
     if not follow:
         return Response(first)
     events = _stats_events(runtime, database, principal, app_id, first)
-    return cast("Response[AppStats]", server_events(request, events))
+    return cast("Response[AppStats | AppHistory]", server_events(request, events))
 
 
 async def _stats(runtime: Runtime, app_id: str) -> AppStats:
@@ -336,5 +347,6 @@ def summed(services: Sequence[ServiceStats]) -> AppStats:
         disk_read_bytes=total("disk_read_bytes"),
         disk_write_bytes=total("disk_write_bytes"),
         pids=total("pids"),
-        services=[msgspec.convert(one, ServiceStatsOut, from_attributes=True) for one in services],
+        restarts=total("restarts"),
+        services=list(services),
     )

@@ -3,7 +3,20 @@
 from datetime import datetime
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Boolean, CheckConstraint, DateTime, ForeignKey, Integer, LargeBinary, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -90,3 +103,31 @@ class AppPort(Base):
     app_id: Mapped[str] = mapped_column(Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), index=True)
     field: Mapped[str | None] = mapped_column(Text(collation="C"))
     auto: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+
+
+class AppPoint(Base):
+    """What an app used in one step of `step_seconds` (a minute, an hour, a day in UTC) that begins at `at`.
+
+    CPU, memory and its limit are means over `samples`; network, disk and restarts are sums; the rest is the most.
+    """
+
+    __tablename__ = "app_points"
+    __table_args__ = (Index("ix_app_points_at", "step_seconds", "at"),)
+
+    app_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True
+    )
+    step_seconds: Mapped[int] = mapped_column(Integer, primary_key=True)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    samples: Mapped[int] = mapped_column(Integer)
+    cpu_percent: Mapped[float] = mapped_column(Double)
+    cpu_percent_max: Mapped[float] = mapped_column(Double)
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    memory_bytes_max: Mapped[int] = mapped_column(BigInteger)
+    memory_limit_bytes: Mapped[int] = mapped_column(BigInteger)
+    network_rx_bytes: Mapped[int] = mapped_column(BigInteger)
+    network_tx_bytes: Mapped[int] = mapped_column(BigInteger)
+    disk_read_bytes: Mapped[int] = mapped_column(BigInteger)
+    disk_write_bytes: Mapped[int] = mapped_column(BigInteger)
+    pids: Mapped[int] = mapped_column(Integer)
+    restarts: Mapped[int] = mapped_column(Integer)

@@ -29,7 +29,17 @@ from quazzar.instance.apps.answers import (
     times_of,
     uninstall_answer,
 )
-from quazzar.instance.apps.schemas import AppCreate, AppImport, AppOut, AppPlan, AppStats, AppSummary, LogLineOut
+from quazzar.instance.apps.schemas import (
+    AppCreate,
+    AppHistory,
+    AppImport,
+    AppOut,
+    AppPlan,
+    AppStats,
+    AppSummary,
+    LogLineOut,
+    Range,
+)
 from quazzar.instance.apps.service import AppService, read_app
 
 AppRequest = Request[Any, Any, State]
@@ -169,11 +179,23 @@ class AppController(Controller):
         "/{app_id:str}/stats",
         guards=[requires("apps:read")],
         operation_id="GetAppStats",
-        summary="What an app uses now",
+        summary="What an app uses, now or over time",
     )
-    async def get_app_stats(self, request: AppRequest, app_id: AppId, follow: Flag = False) -> Response[AppStats]:
-        """Sums and one entry for each running service. With `follow=true` server-sent events, one every two seconds."""
-        return await stats_answer(request, app_id, follow=follow)
+    async def get_app_stats(
+        self,
+        request: AppRequest,
+        app_id: AppId,
+        range: Annotated[  # noqa: A002 - the name of the parameter
+            Range | None, QueryParameter(description="Points over this time instead of now.")
+        ] = None,
+        follow: Flag = False,
+    ) -> Response[AppStats | AppHistory]:
+        """Sums and one entry for each running service. With `follow=true` server-sent events, one every two seconds.
+
+        With `range` points instead, oldest first: minutes up to `24h`, hours up to `30d`, days for `1y`. A step without
+        a point is a gap: nothing was measured in it.
+        """
+        return await stats_answer(request, app_id, span=range, follow=follow)
 
     @get(
         "/{app_id:str}/events",

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from quazzar.core.schema import UNSET, In, Name, Out, UnsetType, message
 from quazzar.instance.apps.models import AppStatus
-from quazzar.instance.apps.runtimes.base import Health, Stream
+from quazzar.instance.apps.runtimes.base import Health, ServiceStats, Stream, Usage
 
 MIB = 1024 * 1024
 
@@ -196,27 +196,40 @@ class LogLineOut(Out, kw_only=True):
     line: str
 
 
-class ServiceStatsOut(Out, kw_only=True):
-    name: str
-    cpu_percent: float
-    memory_bytes: int
-    memory_limit_bytes: int
-    network_rx_bytes: int
-    network_tx_bytes: int
-    disk_read_bytes: int
-    disk_write_bytes: int
-    pids: int
-
-
-class AppStats(Out, kw_only=True):
+class AppStats(Usage, frozen=True, kw_only=True):
     """Sums over the running services; CPU is in percent of one core."""
 
     cpu_percent: float
+    restarts: int
+    services: list[ServiceStats]
+
+
+Range = Literal["1h", "6h", "24h", "7d", "30d", "1y"]
+
+
+class StatsPoint(Out):
+    """What an app used in one step, which begins at `at`; the order of the fields is that of the columns.
+
+    CPU and memory are means over the step, with their peaks; network, disk and restarts are what came in this step.
+    """
+
+    at: datetime
+    cpu_percent: float
+    cpu_percent_max: float
     memory_bytes: int
+    memory_bytes_max: int
     memory_limit_bytes: int
     network_rx_bytes: int
     network_tx_bytes: int
     disk_read_bytes: int
     disk_write_bytes: int
     pids: int
-    services: list[ServiceStatsOut]
+    restarts: int
+
+
+class AppHistory(Out, kw_only=True):
+    """Oldest first. A step in which nothing was measured (the app stood still, or we did) has no point."""
+
+    range: Range
+    step_seconds: int
+    points: list[StatsPoint]

@@ -126,9 +126,9 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     line: str
 
 
-class ServiceStats(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    cpu_percent: float
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What containers hold now, and what they have sent and received, read and written since they started."""
+
     memory_bytes: int
     memory_limit_bytes: int
     network_rx_bytes: int
@@ -136,6 +136,24 @@ class ServiceStats(msgspec.Struct, frozen=True, kw_only=True):
     disk_read_bytes: int
     disk_write_bytes: int
     pids: int
+
+
+class ServiceStats(Usage, frozen=True, kw_only=True):
+    """One service now; CPU is in percent of one core, `restarts` are the engine's own since the last start."""
+
+    name: str
+    cpu_percent: float
+    restarts: int = 0
+
+
+class Reading(Usage, frozen=True, kw_only=True):
+    """The counters of one running container at the moment `at` of the engine's clock."""
+
+    app_id: str
+    service: str
+    container_id: str
+    at: datetime
+    cpu_seconds: float
 
 
 class RuntimeEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +242,9 @@ class Runtime(Protocol):
 
     async def stats(self, app_id: str) -> Sequence[ServiceStats]:
         """One sample for each running service; CPU is in percent of one core."""
+
+    async def measure(self) -> Sequence[Reading]:
+        """The counters of every running service of all apps, in a few cheap calls: one that is gone is left out."""
 
     def events(self, *, since: datetime | None = None) -> AsyncGenerator[RuntimeEvent, None]:
         """Events of labelled containers, live; ends by raising `RuntimeUnavailable` when the line breaks.

@@ -19,6 +19,7 @@ from quazzar.instance.apps.runtimes.base import (
     AppState,
     DependencyFailed,
     LogLine,
+    Reading,
     RegistryLogin,
     Report,
     RuntimeEvent,
@@ -229,6 +230,19 @@ class DockerRuntime:
     async def stats(self, app_id: str) -> Sequence[ServiceStats]:
         running = [one for one in await self._held(app_id) if one.state.status in {"running", "paused"}]
         return [one for one in await _all(self._service_stats(one) for one in running) if one is not None]
+
+    async def measure(self) -> Sequence[Reading]:
+        found = objects.filters(None, objects.SERVICE) | {"status": ["running", "paused"]}
+        async with self._engine.call() as client:
+            running = await client.containers.list(filters=_json(found))
+        summaries = [one._container for one in running if one._container["Labels"].get(objects.SERVICE)]  # noqa: SLF001
+        return [one for one in await _all(self._reading(one) for one in summaries) if one is not None]
+
+    async def _reading(self, summary: Mapping[str, Any]) -> Reading | None:
+        labels = summary["Labels"]
+        with contextlib.suppress(Gone):
+            return objects.reading(summary["Id"], labels, await self._stats(summary["Id"], labels[objects.SERVICE]))
+        return None
 
     async def events(self, *, since: datetime | None = None) -> AsyncGenerator[RuntimeEvent, None]:
         params = {"filters": _json({"type": ["container"], **objects.filters(None, objects.SERVICE)})}
@@ -594,12 +608,12 @@ class DockerRuntime:
         """
         try:
             before, percent = self._samples.get(one.id, (None, 0.0))
-            stats = await self._stats(one)
+            stats = await self._stats(one.id, one.state.name)
             after = objects.sample(stats)
             age = (after.at - before.at) / 1e9 if before is not None else float("inf")
             if not 0 <= age <= _SAMPLE_FRESH_SECONDS:
                 await asyncio.sleep(_SAMPLES_APART_SECONDS)
-                before, stats = after, await self._stats(one)
+                before, stats = after, await self._stats(one.id, one.state.name)
                 after, age = objects.sample(stats), _SAMPLES_APART_SECONDS
         except Gone:
             return None
@@ -609,12 +623,12 @@ class DockerRuntime:
             self._samples.move_to_end(one.id)
             if len(self._samples) > _CACHED:
                 self._samples.popitem(last=False)
-        return objects.service_stats(one.state.name, stats, cpu=percent)
+        return objects.service_stats(one.state.name, stats, cpu=percent, restarts=one.state.restarts)
 
-    async def _stats(self, one: Held) -> dict[str, Any]:
+    async def _stats(self, container_id: str, service: str) -> dict[str, Any]:
         params = {"stream": "0", "one-shot": "1"}
-        path = f"containers/{one.id}/stats"
-        chunks = self._engine.chunks("GET", path, params=params, silence=CHANGE_SECONDS, service=one.state.name)
+        path = f"containers/{container_id}/stats"
+        chunks = self._engine.chunks("GET", path, params=params, silence=CHANGE_SECONDS, service=service)
         async with contextlib.aclosing(messages(chunks)) as told:
             async for stats in told:
                 return stats

@@ -27,6 +27,7 @@ from quazzar.instance.apps.runtimes.base import (
     LogLine,
     PortInUse,
     PortState,
+    Reading,
     RegistryLogin,
     Report,
     RuntimeEvent,
@@ -36,6 +37,7 @@ from quazzar.instance.apps.runtimes.base import (
     ServiceState,
     ServiceStats,
     Stream,
+    Usage,
     service_digest,
 )
 from quazzar.instance.apps.spec import AppSpec, DependencySpec, NetworkSpec, ServiceSpec
@@ -89,6 +91,7 @@ class Container:
     finished_at: datetime | None = None
     lines: deque[LogLine] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
     stats: ServiceStats | None = None
+    cpu_seconds: float = 0
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     def held(self) -> plan.Held:
@@ -498,7 +501,24 @@ class MemoryRuntime:
 
     async def stats(self, app_id: str) -> Sequence[ServiceStats]:
         await self.engine.reach("list")
-        return [one.stats or _quiet(one) for one in self._containers(app_id) if one.status in {"running", "paused"}]
+        return [_stats(one) for one in self._containers(app_id) if one.status in {"running", "paused"}]
+
+    async def measure(self) -> Sequence[Reading]:
+        await self.engine.reach("measure")
+        now = datetime.now(UTC)
+        running = [one for one in self.engine.containers if one.status in {"running", "paused"}]
+        usages = [(one, _stats(one)) for one in running]
+        return [
+            Reading(
+                app_id=one.app_id,
+                service=one.service.name,
+                container_id=one.id,
+                at=now,
+                cpu_seconds=one.cpu_seconds,
+                **{name: getattr(usage, name) for name in Usage.__struct_fields__},
+            )
+            for one, usage in usages
+        ]
 
     async def events(self, *, since: datetime | None = None) -> AsyncGenerator[RuntimeEvent, None]:
         number = self.engine.event_number
@@ -620,10 +640,13 @@ def _restarts(container: Container, exit_code: int) -> bool:
             return False
 
 
-def _quiet(container: Container) -> ServiceStats:
+def _stats(container: Container) -> ServiceStats:
+    if container.stats is not None:
+        return container.stats
     return ServiceStats(
         name=container.service.name,
         cpu_percent=0.5,
+        restarts=container.restarts,
         memory_bytes=16 * 1024 * 1024,
         memory_limit_bytes=container.service.resources.memory_bytes or 1024**3,
         network_rx_bytes=0,

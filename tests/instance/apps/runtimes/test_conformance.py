@@ -464,6 +464,33 @@ async def test_stats_tell_each_running_service(lab: Lab) -> None:
         assert min(one.network_rx_bytes, one.network_tx_bytes, one.disk_read_bytes, one.disk_write_bytes) >= 0
 
 
+async def test_one_look_measures_every_running_service_of_all_apps(lab: Lab) -> None:
+    one = await lab.running(lab.service("a"), lab.service("b"))
+    other = await lab.running(lab.service("c"))
+    done = await lab.running(lab.service("d", exit_code=0, restart=RestartSpec(policy="no")))
+    await until(lambda: has_ended(lab, done.app_id, "d"))
+    before = {each.container_id: each for each in await lab.runtime.measure()}
+    found = {(each.app_id, each.service): each for each in await lab.runtime.measure()}
+    ids = {one.app_id, other.app_id, done.app_id}
+    assert {key for key in found if key[0] in ids} == {
+        (one.app_id, "a"),
+        (one.app_id, "b"),
+        (other.app_id, "c"),
+    }
+    for (app_id, service), each in found.items():
+        if app_id in ids:
+            assert each.container_id == (await lab.one(app_id, service)).container_id
+            assert abs(datetime.now(UTC) - each.at) < timedelta(minutes=1)
+            assert each.at >= before[each.container_id].at
+            assert each.cpu_seconds >= before[each.container_id].cpu_seconds >= 0
+            assert each.memory_bytes > 0
+            assert each.pids >= 1
+
+
+async def has_ended(lab: Lab, app_id: str, service: str) -> bool:
+    return (await lab.one(app_id, service)).status == "exited"
+
+
 async def test_events_tell_what_others_do(lab: Lab) -> None:
     began = datetime.now(UTC)
     spec = await lab.running(lab.service("a", healthcheck=HEALTH), lab.service("b"))

@@ -4,7 +4,7 @@ import io
 import math
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from posixpath import dirname
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,7 @@ from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     Health,
     PortState,
+    Reading,
     RuntimeEvent,
     ServiceState,
     ServiceStats,
@@ -33,6 +34,7 @@ FILES = "io.quazzar.files"
 """On the volume that holds the files of a service, and on the container that fills it."""
 
 _NEVER = "0001-01-01"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Held(plan.Held, frozen=True, kw_only=True):
@@ -305,33 +307,53 @@ def cpu_percent(before: Sample, after: Sample) -> float:
     return round((after.used - before.used) / (after.at - before.at) * 100, 2)
 
 
-def service_stats(name: str, stats: Mapping[str, Any], *, cpu: float) -> ServiceStats:
-    """From `GET /containers/{id}/stats` in the shape of cgroup v1 or v2; a section that the kernel has not counts 0."""
+def service_stats(name: str, stats: Mapping[str, Any], *, cpu: float, restarts: int = 0) -> ServiceStats:
+    """From `GET /containers/{id}/stats`, as `usage` reads it."""
+    return ServiceStats(name=name, cpu_percent=cpu, restarts=restarts, **usage(stats))
+
+
+def reading(container_id: str, labels: Mapping[str, str], stats: Mapping[str, Any]) -> Reading:
+    """From `GET /containers/{id}/stats` of a container that carries our labels."""
+    found = sample(stats)
+    return Reading(
+        app_id=labels[APP],
+        service=labels[SERVICE],
+        container_id=container_id,
+        at=_EPOCH + timedelta(microseconds=found.at // 1000),
+        cpu_seconds=found.used / 1e9,
+        **usage(stats),
+    )
+
+
+def usage(stats: Mapping[str, Any]) -> dict[str, int]:
+    """The fields of `Usage`, from the shape of cgroup v1 or v2; a section that the kernel has not counts 0."""
     memory = stats.get("memory_stats") or {}
     details = memory.get("stats") or {}
     # What `docker stats` shows: pages of files that can be dropped at any time are not the app's need.
     cache = details.get("total_inactive_file", details.get("inactive_file", 0)) or 0
     networks: Iterable[Mapping[str, int]] = (stats.get("networks") or {}).values()
     disk = (stats.get("blkio_stats") or {}).get("io_service_bytes_recursive") or ()
-
-    def disk_bytes(operation: str) -> int:
-        return sum(int(one.get("value") or 0) for one in disk if str(one.get("op", "")).lower() == operation)
-
-    received = sent = 0
+    received = sent = read = written = 0
     for one in networks:
         received += one.get("rx_bytes", 0)
         sent += one.get("tx_bytes", 0)
-    return ServiceStats(
-        name=name,
-        cpu_percent=cpu,
-        memory_bytes=max(0, int(memory.get("usage") or 0) - int(cache)),
-        memory_limit_bytes=int(memory.get("limit") or 0),
-        network_rx_bytes=received,
-        network_tx_bytes=sent,
-        disk_read_bytes=disk_bytes("read"),
-        disk_write_bytes=disk_bytes("write"),
-        pids=int((stats.get("pids_stats") or {}).get("current") or 0),
-    )
+    for entry in disk:
+        match str(entry.get("op", "")).lower():
+            case "read":
+                read += int(entry.get("value") or 0)
+            case "write":
+                written += int(entry.get("value") or 0)
+            case _:
+                pass
+    return {
+        "memory_bytes": max(0, int(memory.get("usage") or 0) - int(cache)),
+        "memory_limit_bytes": int(memory.get("limit") or 0),
+        "network_rx_bytes": received,
+        "network_tx_bytes": sent,
+        "disk_read_bytes": read,
+        "disk_write_bytes": written,
+        "pids": int((stats.get("pids_stats") or {}).get("current") or 0),
+    }
 
 
 _ACTIONS = frozenset(get_args(RuntimeEvent.__annotations__["action"]))
