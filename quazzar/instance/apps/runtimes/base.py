@@ -1,7 +1,7 @@
 """The promise of a container runtime: whole apps in, the engine's truth out."""
 
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -12,6 +12,9 @@ from quazzar.core.secret import Secret
 from quazzar.instance.apps.spec import AppSpec, AttachmentSpec, ServiceSpec
 
 LINE_LIMIT_BYTES = 64 * 1024
+
+VOLUME_ROOT = "volume"
+"""The folder in which the tar of a volume has everything."""
 
 Health = Literal["none", "starting", "healthy", "unhealthy"]
 Stream = Literal["stdout", "stderr"]
@@ -71,6 +74,16 @@ class DependencyFailed(RuntimeFailure):
 
     def __init__(self, reason: str, *, service: str | None = None) -> None:
         super().__init__(reason, code="dependency_failed", service=service)
+
+
+class SnapshotNotFound(RuntimeFailure):
+    def __init__(self) -> None:
+        super().__init__("The saved copy of the app's data is not there", code="snapshot_not_found")
+
+
+class VolumeNotFound(RuntimeFailure):
+    def __init__(self, volume: str) -> None:
+        super().__init__(f"The app has no volume “{volume}”", code="volume_not_found")
 
 
 class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
@@ -251,6 +264,45 @@ class Runtime(Protocol):
 
         `since` first repeats what the engine still remembers from that time on (a few hundred events): take the time,
         call `find`, then follow from that time, and nothing falls in between.
+        """
+
+    async def snapshot(self, app_id: str, name: str, report: Report) -> None:
+        """Copy every volume of the app aside under `name` (of `[a-z0-9-]`): a whole copy, or none that counts.
+
+        What was begun before is begun anew, what is whole already stays as it is. The data is that of one moment only
+        if the app does not run. Copies are no volumes of the app: `find` and `get` don't tell them.
+        """
+
+    async def restore(self, app_id: str, name: str, report: Report) -> None:
+        """Give the app's volumes the content of a snapshot, and no other volumes than it has.
+
+        The app's containers are stopped and removed. The snapshot stays. Raises `SnapshotNotFound` where there is no
+        whole one, before anything is changed; broken off in the middle, it must be called again before an `up`.
+        """
+
+    async def discard(self, app_id: str, name: str) -> None:
+        """Remove a snapshot, whole or not. What is gone already is no error."""
+
+    async def snapshots(self, app_id: str) -> Sequence[str]:
+        """The names of all snapshots of the app, also of those that are not whole."""
+
+    async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
+        """Make copies of all volumes of one app the volumes of another, of which no container is there yet."""
+
+    def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
+        """The volume as a tar, uncompressed, in chunks of any size.
+
+        All entries lie in one folder, `VOLUME_ROOT`, whose own entry comes first and is the volume's root. Owners are
+        numbers, times are in seconds; of extended attributes only capabilities are there. Raises `VolumeNotFound`, and
+        `RuntimeFailure` where it could not be read to its end.
+        """
+
+    async def write_volume(self, app_id: str, volume: str, chunks: AsyncIterator[bytes]) -> None:
+        """Make the volume anew, with what a tar in the form of `read_volume` says and nothing else.
+
+        No container may be there that mounts it. Entries outside of `VOLUME_ROOT` are lost. Whoever takes a tar from
+        outside checks it first: devices are made as it says. Broken off in the middle, the volume is to be written
+        again.
         """
 
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:

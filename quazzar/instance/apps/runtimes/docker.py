@@ -6,7 +6,7 @@ import secrets
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final, TypeVar
@@ -31,10 +31,12 @@ from quazzar.instance.apps.runtimes.base import (
 )
 from quazzar.instance.apps.runtimes.engine import objects
 from quazzar.instance.apps.runtimes.engine.connection import CHANGE_SECONDS, HEAVY_SECONDS, Engine, engine_url
+from quazzar.instance.apps.runtimes.engine.containers import delete_container
 from quazzar.instance.apps.runtimes.engine.failures import Gone, Taken
 from quazzar.instance.apps.runtimes.engine.images import Images, messages
 from quazzar.instance.apps.runtimes.engine.logs import Followed, Follower, Line, Memory, merged, read_lines
 from quazzar.instance.apps.runtimes.engine.objects import Held
+from quazzar.instance.apps.runtimes.engine.volumes import Volumes
 from quazzar.instance.apps.spec import AppSpec, DependencySpec, FileSpec, NetworkSpec, ServiceSpec
 
 T = TypeVar("T")
@@ -69,6 +71,7 @@ class DockerRuntime:
     def __init__(self, config: DockerConfig) -> None:
         self._engine = Engine(engine_url(config.host))
         self._images = Images(self._engine)
+        self._volumes = Volumes(self._engine)
         self._samples: OrderedDict[str, tuple[objects.Sample, float]] = OrderedDict()
 
     async def info(self) -> RuntimeInfo:
@@ -180,8 +183,34 @@ class DockerRuntime:
         for network in await self._networks(app_id):
             await self._remove_network(network["Id"])
         if not keep_volumes:
-            for volume in await self._volumes(app_id, objects.VOLUME):
-                await self._remove_volume(volume["Name"])
+            for snapshot in await self.snapshots(app_id):
+                await self.discard(app_id, snapshot)
+            for volume in await self._volumes.find(app_id, objects.VOLUME):
+                await self._volumes.remove(volume["Name"])
+
+    async def snapshot(self, app_id: str, name: str, report: Report) -> None:
+        await self._volumes.snapshot(app_id, name, report)
+
+    async def restore(self, app_id: str, name: str, report: Report) -> None:
+        await self._volumes.require(app_id, name)
+        await self._stop(await self._held(app_id))
+        await self._clear(app_id, keep=set())
+        await self._volumes.restore(app_id, name, report)
+
+    async def discard(self, app_id: str, name: str) -> None:
+        await self._volumes.discard(app_id, name)
+
+    async def snapshots(self, app_id: str) -> Sequence[str]:
+        return await self._volumes.snapshots(app_id)
+
+    async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
+        await self._volumes.clone(source_app_id, target.app_id, report)
+
+    def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
+        return self._volumes.read(app_id, volume)
+
+    async def write_volume(self, app_id: str, volume: str, chunks: AsyncIterator[bytes]) -> None:
+        await self._volumes.write(app_id, volume, chunks)
 
     async def find(self) -> Sequence[AppState]:
         return await self._states(None)
@@ -311,15 +340,10 @@ class DockerRuntime:
         async with self._engine.call() as client:
             return await client.networks.list(filters=objects.filters(app_id, objects.NETWORK))
 
-    async def _volumes(self, app_id: str | None, key: str) -> list[dict[str, Any]]:
-        async with self._engine.call() as client:
-            answer = await client.volumes.list(filters=objects.filters(app_id, key))  # type: ignore[no-untyped-call]
-        return list(answer["Volumes"] or ())
-
     async def _states(self, app_id: str | None) -> list[AppState]:
         held = await self._held(app_id)
         networks = await self._networks(app_id)
-        volumes = await self._volumes(app_id, objects.VOLUME)
+        volumes = await self._volumes.find(app_id, objects.VOLUME)
         services: dict[str, list[Held]] = {}
         names: dict[str, list[str]] = {}
         for one in held:
@@ -361,21 +385,14 @@ class DockerRuntime:
 
     async def _make_volumes(self, spec: AppSpec) -> set[str]:
         """All volumes of the spec; gives the short names of all that the app has now."""
-        present = {one["Labels"][objects.VOLUME] for one in await self._volumes(spec.app_id, objects.VOLUME)}
+        present = {one["Labels"][objects.VOLUME] for one in await self._volumes.find(spec.app_id, objects.VOLUME)}
         mounted = {mount.volume for service in spec.services for mount in service.mounts}
         for name in sorted({*spec.volumes, *mounted} - present):
             await self._make_volume(spec.app_id, name, {objects.VOLUME: name})
         return {*spec.volumes, *mounted, *present}
 
     async def _make_volume(self, app_id: str, name: str, labels: Mapping[str, str]) -> str:
-        config = {"Name": objects.engine_name(app_id, name), "Labels": objects.labels(app_id, labels)}
-        async with self._engine.call(CHANGE_SECONDS) as client:
-            volume = await client.volumes.create(config)  # type: ignore[no-untyped-call]
-            made = await volume.show()
-        # An engine answers with the volume that has the name already, whoever's that is.
-        if (made.get("Labels") or {}).get(objects.APP) != app_id:
-            raise RuntimeFailure(f"There is a foreign volume with the name of “{name}”", code="name_taken")
-        return config["Name"]  # type: ignore[return-value]
+        return await self._volumes.make(app_id, objects.engine_name(app_id, name), labels)
 
     async def _mounts(
         self, spec: AppSpec, service: ServiceSpec, volumes: set[str], image: Mapping[str, Any]
@@ -430,7 +447,7 @@ class DockerRuntime:
         async with self._engine.call(HEAVY_SECONDS, service=service.name) as client:
             keeper = await client.containers.create(config)
         await self._put_files(keeper.id, service.name, by_keeper)
-        await self._delete(keeper.id)
+        await delete_container(self._engine, keeper.id)
         return [one | {"ReadOnly": True} for one in filled]
 
     async def _create(self, spec: AppSpec, service: ServiceSpec, config: dict[str, Any]) -> str:
@@ -523,32 +540,16 @@ class DockerRuntime:
     async def _clear(self, app_id: str, *, keep: set[str]) -> None:
         """Delete the app's containers but those of `keep`, and the volumes of files that none of these mounts."""
         present = await self._containers(app_id)
-        await _all(self._delete(one["Id"]) for one in present if one["Id"] not in keep)
+        await _all(delete_container(self._engine, one["Id"]) for one in present if one["Id"] not in keep)
         mounted = {mount.get("Name") for one in present if one["Id"] in keep for mount in one.get("Mounts") or ()}
-        for volume in await self._volumes(app_id, objects.FILES):
+        for volume in await self._volumes.find(app_id, objects.FILES):
             if volume["Name"] not in mounted:
-                await self._remove_volume(volume["Name"])
-
-    async def _delete(self, container_id: str) -> None:
-        with contextlib.suppress(Gone):
-            try:
-                async with self._engine.call(HEAVY_SECONDS) as client:
-                    await client.containers.container(container_id).delete(force=True, v=True)
-            except Taken:  # somebody else is deleting it
-                async with self._engine.call(CHANGE_SECONDS) as client:
-                    while True:
-                        await client.containers.container(container_id).show()
-                        await asyncio.sleep(_POLL_SECONDS)
+                await self._volumes.remove(volume["Name"])
 
     async def _remove_network(self, network_id: str) -> None:
         with contextlib.suppress(Gone):
             async with self._engine.call(CHANGE_SECONDS) as client:
                 await (await client.networks.get(network_id)).delete()
-
-    async def _remove_volume(self, name: str) -> None:
-        with contextlib.suppress(Gone):
-            async with self._engine.call(HEAVY_SECONDS) as client:
-                await (await client.volumes.get(name)).delete()  # type: ignore[no-untyped-call]
 
     # Logs and numbers
 

@@ -6,9 +6,11 @@ does is a `Behaviour`. Tests also break it on purpose (`fail`, `hold`, `crash`, 
 
 import asyncio
 import contextlib
+import io
 import secrets
+import tarfile
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -19,6 +21,7 @@ import msgspec
 from quazzar.instance.apps.images import registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
+    VOLUME_ROOT,
     AppState,
     DependencyFailed,
     Health,
@@ -36,8 +39,10 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeUnavailable,
     ServiceState,
     ServiceStats,
+    SnapshotNotFound,
     Stream,
     Usage,
+    VolumeNotFound,
     service_digest,
 )
 from quazzar.instance.apps.spec import AppSpec, DependencySpec, NetworkSpec, ServiceSpec
@@ -47,6 +52,7 @@ _RESTART_SECONDS: Final = 0.05
 _KEPT_LINES: Final = 20_000
 _KEPT_EVENTS: Final = 256
 _KILLED: Final = 137
+_CHUNK_BYTES: Final = 64 * 1024
 _PORTS: Final = range(20000, 32768)
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
@@ -141,6 +147,10 @@ class MemoryEngine:
     def __init__(self) -> None:
         self.containers: list[Container] = []
         self.volumes: dict[str, set[str]] = {}
+        self.contents: dict[tuple[str, str], bytes] = {}
+        """What is in a volume of an app, as a tar; nothing where it is not told."""
+        self.snapshots: dict[tuple[str, str], dict[str, bytes]] = {}
+        """Whole copies of an app's volumes by its id and their name."""
         self.networks: dict[str, tuple[NetworkSpec, ...]] = {}
         self.images: dict[str, str] = {}
         """Present images with their digests."""
@@ -456,7 +466,80 @@ class MemoryRuntime:
             self.engine.delete(one)
         self.engine.networks.pop(app_id, None)
         if not keep_volumes:
-            self.engine.volumes.pop(app_id, None)
+            for snapshot in await self.snapshots(app_id):
+                await self.discard(app_id, snapshot)
+            self._set_volumes(app_id, {})
+
+    async def snapshot(self, app_id: str, name: str, report: Report) -> None:
+        await self.engine.reach("snapshot")
+        if (app_id, name) in self.engine.snapshots:
+            return
+        copies: dict[str, bytes] = {}
+        for volume in sorted(self.engine.volumes.get(app_id, ())):
+            await report(len(copies) / len(self.engine.volumes[app_id]), f"Saving the data of {volume}")
+            await self.engine.reach(f"copy:{volume}")
+            copies[volume] = self._content(app_id, volume)
+        self.engine.snapshots[app_id, name] = copies
+        await report(1, "Saved all data")
+
+    async def restore(self, app_id: str, name: str, report: Report) -> None:
+        await self.engine.reach("restore")
+        copies = self.engine.snapshots.get((app_id, name))
+        if copies is None:
+            raise SnapshotNotFound
+        await self._stop(await self._present(app_id))
+        for one in self._containers(app_id):
+            await self.engine.reach(f"delete:{one.service.name}")
+            self.engine.delete(one)
+        self._set_volumes(app_id, dict.fromkeys(copies, _EMPTY))
+        for index, (volume, content) in enumerate(copies.items()):
+            await report(index / len(copies), f"Putting back the data of {volume}")
+            await self.engine.reach(f"copy:{volume}")
+            self.engine.contents[app_id, volume] = content
+        await report(1, "Put back all data")
+
+    async def discard(self, app_id: str, name: str) -> None:
+        await self.engine.reach("discard")
+        self.engine.snapshots.pop((app_id, name), None)
+
+    async def snapshots(self, app_id: str) -> Sequence[str]:
+        await self.engine.reach("list")
+        return sorted(name for owner, name in self.engine.snapshots if owner == app_id)
+
+    async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
+        volumes = sorted(self.engine.volumes.get(source_app_id, ()))
+        for index, volume in enumerate(volumes):
+            await report(index / len(volumes), f"Copying the data of {volume}")
+            await self.engine.reach(f"copy:{volume}")
+            self.engine.volumes.setdefault(target.app_id, set()).add(volume)
+            self.engine.contents[target.app_id, volume] = self._content(source_app_id, volume)
+        await report(1, "Copied all data")
+
+    async def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
+        await self.engine.reach(f"read:{volume}")
+        if volume not in self.engine.volumes.get(app_id, ()):
+            raise VolumeNotFound(volume)
+        content = self._content(app_id, volume)
+        for start in range(0, len(content), _CHUNK_BYTES):
+            yield content[start : start + _CHUNK_BYTES]
+
+    async def write_volume(self, app_id: str, volume: str, chunks: AsyncIterator[bytes]) -> None:
+        await self.engine.reach(f"write:{volume}")
+        if any(volume in {mount.volume for mount in one.service.mounts} for one in self._containers(app_id)):
+            raise RuntimeFailure("A volume of the app is in use by a container", code="volume_in_use")
+        self.engine.volumes.setdefault(app_id, set()).add(volume)
+        self.engine.contents[app_id, volume] = _EMPTY
+        self.engine.contents[app_id, volume] = _checked(b"".join([chunk async for chunk in chunks]))
+
+    def _content(self, app_id: str, volume: str) -> bytes:
+        return self.engine.contents.get((app_id, volume), _EMPTY)
+
+    def _set_volumes(self, app_id: str, contents: Mapping[str, bytes]) -> None:
+        for volume in self.engine.volumes.pop(app_id, set()):
+            self.engine.contents.pop((app_id, volume), None)
+        if contents:
+            self.engine.volumes[app_id] = set(contents)
+            self.engine.contents |= {(app_id, volume): content for volume, content in contents.items()}
 
     async def find(self) -> Sequence[AppState]:
         await self.engine.reach("list")
@@ -627,6 +710,33 @@ class MemoryRuntime:
                 await asyncio.sleep(_POLL_SECONDS)
                 continue
             raise DependencyFailed(f"“{service}” waits for “{wanted.service}”, which is not there", service=service)
+
+
+def _checked(content: bytes) -> bytes:
+    """A tar with what of `content` lies in `VOLUME_ROOT`. Raises `RuntimeFailure` for what is no whole tar."""
+    kept = io.BytesIO()
+    try:
+        if content[-1024:] != bytes(1024):
+            raise tarfile.TarError
+        with tarfile.open(fileobj=io.BytesIO(content)) as given, tarfile.open(fileobj=kept, mode="w") as made:
+            for entry in given:
+                if entry.name.split("/", 1)[0] == VOLUME_ROOT:
+                    made.addfile(entry, given.extractfile(entry) if entry.isreg() else None)
+    except tarfile.TarError:
+        raise RuntimeFailure("The data of a volume could not be read to its end", code="volume_unreadable") from None
+    return kept.getvalue()
+
+
+def _empty_volume() -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        root = tarfile.TarInfo(VOLUME_ROOT)
+        root.type, root.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(root)
+    return content.getvalue()
+
+
+_EMPTY: Final = _empty_volume()
 
 
 def _restarts(container: Container, exit_code: int) -> bool:

@@ -66,6 +66,13 @@ def verbs(runtime: DockerRuntime) -> dict[str, Callable[[], Awaitable[object]]]:
         "follow": lambda: anext(runtime.logs(spec.app_id, follow=True)),
         "stats": lambda: runtime.stats(spec.app_id),
         "events": lambda: anext(runtime.events()),
+        "snapshot": lambda: runtime.snapshot(spec.app_id, "s", Progress()),
+        "restore": lambda: runtime.restore(spec.app_id, "s", Progress()),
+        "discard": lambda: runtime.discard(spec.app_id, "s"),
+        "snapshots": lambda: runtime.snapshots(spec.app_id),
+        "clone_volumes": lambda: runtime.clone_volumes(spec.app_id, spec, Progress()),
+        "read_volume": lambda: anext(runtime.read_volume(spec.app_id, "data")),
+        "write_volume": lambda: runtime.write_volume(spec.app_id, "data", runtime.read_volume("app_x", "data")),
         "free_ports": lambda: runtime.free_ports(1),
     }
 

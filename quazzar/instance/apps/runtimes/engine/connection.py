@@ -126,6 +126,58 @@ class Engine:
         finally:
             response.close()
 
+    async def upload(
+        self,
+        method: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        params: Mapping[str, str],
+        silence: float,
+        last: float,
+    ) -> None:
+        """Send a tar as it comes; never more than a few chunks are held.
+
+        `silence` is the longest time in which the engine takes nothing, `last` that from the last byte to the answer.
+        What `chunks` raises is raised, and the engine gets a broken stream then, never an early end.
+        """
+        upload = _Upload(chunks)
+        sending = asyncio.create_task(self._send(method, path, upload, params), name="engine-upload")
+        reading = asyncio.create_task(upload.read(), name="engine-upload-source")
+        try:
+            while not sending.done():
+                taken = upload.taken
+                waiting = {sending} if reading.done() else {sending, reading}
+                limit = last if upload.ended else silence
+                done, _ = await asyncio.wait(waiting, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                if reading in done:
+                    reading.result()
+                elif not done and taken == upload.taken and not upload.is_starved:
+                    raise RuntimeUnavailable
+            with self._our_words(None):
+                await sending
+        finally:
+            for task in (sending, reading):
+                task.cancel()
+            await asyncio.gather(sending, reading, return_exceptions=True)
+
+    async def _send(self, method: str, path: str, upload: "_Upload", params: Mapping[str, str]) -> None:
+        from aiohttp import ClientTimeout  # noqa: PLC0415
+        from yarl import URL  # noqa: PLC0415
+
+        client = await self._ready()
+        response = await client.session.request(
+            method,
+            URL(f"{client.docker_host}/{client.api_version}/{path}"),
+            params=dict(params),
+            data=upload,
+            headers={"Content-Type": "application/x-tar"},
+            timeout=ClientTimeout(total=None, sock_read=None),
+        )
+        async with response:
+            if response.status >= 400:
+                raise failure(response.status, _message(await response.content.read(64 * 1024)))
+
     async def _ready(self) -> "aiodocker.Docker":
         async with self._negotiating:
             if self._closed:
@@ -155,6 +207,38 @@ class Engine:
             # The latter three: something answers that is no engine.
             self._negotiated = False
             raise RuntimeUnavailable from error
+
+
+class _Upload:
+    """A body that is read by one task and sent by another, so that either may end before the other."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(2)
+        self.taken = 0
+        self.ended = False
+
+    async def read(self) -> None:
+        async for chunk in self._chunks:
+            if chunk:
+                await self._queue.put(chunk)
+        await self._queue.put(None)
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether it is the source that nothing comes from."""
+        return self._queue.empty() and not self.ended
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self._queue.get()
+        self.taken += 1
+        if chunk is None:
+            self.ended = True
+            raise StopAsyncIteration
+        return chunk
 
 
 def _connect(url: str) -> "aiodocker.Docker":

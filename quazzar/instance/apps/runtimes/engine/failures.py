@@ -108,6 +108,10 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
             _plain("A volume of the app is in use by a container that is not part of it", "volume_in_use"),
         ),
         (
+            r"processing tar file",
+            _plain("The engine could not unpack the data of a volume", "volume_unreadable"),
+        ),
+        (
             (
                 r"dial tcp|no such host|connection refused|i/o timeout|tls handshake|x509|network is unreachable"
                 r"|request canceled|server gave http response|unexpected eof|\beof\b"

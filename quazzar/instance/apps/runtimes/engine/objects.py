@@ -32,6 +32,12 @@ VOLUME = "io.quazzar.volume"
 NETWORK = "io.quazzar.network"
 FILES = "io.quazzar.files"
 """On the volume that holds the files of a service, and on the container that fills it."""
+SNAPSHOT = "io.quazzar.snapshot"
+"""On copies of volumes, and on the empty volume that says that they are whole."""
+COPY_OF = "io.quazzar.copy-of"
+"""On a copy: the short name of the volume that it is a copy of."""
+DOOR = "io.quazzar.door"
+"""On the container that never starts, through which a volume is read or filled: the engine's name of the volume."""
 
 _NEVER = "0001-01-01"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -54,6 +60,14 @@ def filters(app_id: str | None, key: str | None = None) -> dict[str, list[str]]:
 def engine_name(app_id: str, name: str) -> str:
     """The name of an app's volume or network on the engine; the app id in it keeps it apart from all others."""
     return f"{app_id}_{name}"
+
+
+def snapshot_name(app_id: str, name: str, volume: str | None = None) -> str:
+    """The engine's name of a copy in a snapshot; without a volume that of the mark that says that it is whole.
+
+    No volume of an app can have it: theirs begin with the app id, and `name` has no underscore.
+    """
+    return f"snapshot_{app_id}_{name}" + (f"_{volume}" if volume is not None else "")
 
 
 def container_names(spec: AppSpec, service: ServiceSpec) -> tuple[str, str]:
