@@ -1,9 +1,11 @@
-"""`python -m benchmarks [section …]`: me, apps, gate, start, logins; all of them when none is named."""
+"""`python -m benchmarks [section …]`: see `SECTIONS`; all of them when none is named."""
 
 import asyncio
+import contextlib
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -208,8 +210,11 @@ def _login(url: str, body: bytes, statuses: list[int]) -> None:
         statuses.append(error.code)
 
 
-def call(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"} | (headers or {}))
+def call(
+    url: str, body: bytes | None = None, headers: dict[str, str] | None = None, *, method: str | None = None
+) -> bytes:
+    headers = (headers or {}) | ({"Content-Type": "application/json"} if body is not None else {})
+    request = urllib.request.Request(url, data=body, headers=headers, method=method)
     with urllib.request.urlopen(request, timeout=60) as answer:
         content: bytes = answer.read()
         return content
@@ -225,7 +230,65 @@ def p99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99)]
 
 
-SECTIONS: dict[str, Callable[[Lab], None]] = {"me": me, "apps": apps, "gate": gate, "start": start, "logins": logins}
+def deliveries(lab: Lab) -> None:
+    """Signed webhook deliveries a second, and how soon an event is on its way when idle."""
+    print(flush=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.webhooks", lab.url], check=True)
+
+
+def publishing(lab: Lab) -> None:
+    """A request that announces an event against the same one in a process that announces nothing."""
+    print("\nPOST /api/auth/api-keys, which announces an event")
+    with contextlib.ExitStack() as stack:
+        posts = {}
+        for name, module in (("announcing", "quazzar"), ("silent", "benchmarks.silent")):
+            port, data = free_port(), lab.folder / f"publishing-{name}"
+            arguments = ["--mode=instance", "--port", str(port), "--data-dir", str(data)]
+            command = [sys.executable, "-m", module, *arguments]
+            base = f"http://127.0.0.1:{port}"
+            stack.enter_context(pinned(command, core=SERVER_CORE, ready=f"{base}/api/ready", env=UNLIMITED))
+            posts[name] = _key_maker(base)
+        taken: dict[str, list[float]] = {name: [] for name in posts}
+        for _ in range(400):
+            for name, post in posts.items():
+                taken[name].append(post())
+    medians = {name: statistics.median(values[20:]) for name, values in taken.items()}
+    for name, median in medians.items():
+        print(f"  {name:12} median {median:5.2f} ms")
+    added = medians["announcing"] / medians["silent"] - 1
+    print(f"  an event adds {added:.1%} (15 % at most)")
+
+
+def _key_maker(base: str) -> Callable[[], float]:
+    """Sets an instance up; each call makes one API key and gives how many milliseconds that took."""
+    credentials = json.dumps({"username": "admin", "password": PASSWORD}).encode()
+    call(f"{base}/api/auth/setup", credentials)
+    token = json.loads(call(f"{base}/api/auth/login", credentials))["access_token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    wanted = json.dumps({"name": "bench", "scopes": ["apps:read"]}).encode()
+
+    def make() -> float:
+        began = time.perf_counter()
+        made = json.loads(call(f"{base}/api/auth/api-keys", wanted, headers))
+        taken = (time.perf_counter() - began) * 1000
+        call(f"{base}/api/auth/api-keys/{made['id']}", None, headers, method="DELETE")
+        return taken
+
+    return make
+
+
+def followers(lab: Lab) -> None:
+    """1,000 followers of one feed: what they cost in memory."""
+    from benchmarks.followers import measure  # noqa: PLC0415
+
+    port = free_port()
+    with lab.product(port) as pid:
+        asyncio.run(measure(f"http://127.0.0.1:{port}", lab.headers[0], pid))
+
+
+SECTIONS: dict[str, Callable[[Lab], None]] = {
+    section.__name__: section for section in (me, apps, gate, start, logins, deliveries, publishing, followers)
+}
 
 
 async def main(names: list[str]) -> None:

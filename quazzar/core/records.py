@@ -227,13 +227,13 @@ _INSERT_AUDIT = text(
     " CAST(:before AS jsonb), CAST(:after AS jsonb), :previous_hash, :hash)"
 )
 FEED_LOCK = 0x51415A5A41520002
-# Taking the lock is a statement of its own: the insert after it then numbers in the order of the commits.
-_LOCK_FEED = text("SELECT pg_advisory_xact_lock(:key)")
+# Taking the lock is a statement of its own: the insert after it then numbers in the order of the commits. What is
+# notified leaves with the commit.
+_LOCK_FEED = text("SELECT pg_advisory_xact_lock(:key), pg_notify('events', '')")
 _INSERT_EVENT = text(
     "INSERT INTO events (id, realm, tenant_id, type, subject, data) VALUES (:id, :realm, :tenant_id, :type,"
     " :subject, CAST(:data AS jsonb))"
 )
-_WAKE = text("SELECT pg_notify('events', '')")
 
 
 async def _write(session: AsyncSession) -> None:
@@ -244,7 +244,6 @@ async def _write(session: AsyncSession) -> None:
     if pending.events:
         await session.execute(_LOCK_FEED, {"key": FEED_LOCK})
         await session.execute(_INSERT_EVENT, pending.events)
-        await session.execute(_WAKE)
 
 
 async def _append(session: AsyncSession, chain: str, records: list[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ class Product:
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(base_url=self.url, timeout=30)
 
-    def start(self, *, wait: bool = True, timeout: float = 30) -> float:
+    def start(self, *, wait: bool = True, timeout: float = 120) -> float:
         """Start the process; with `wait` until it is ready. Gives the seconds that it took."""
         began = time.monotonic()
         command = [sys.executable, "-m", "quazzar", f"--mode={self.mode}", "--port", str(self.port)]
@@ -62,7 +62,7 @@ class Product:
             self.wait_ready(timeout)
         return time.monotonic() - began
 
-    def wait_ready(self, timeout: float = 30) -> None:
+    def wait_ready(self, timeout: float = 120) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             assert self.process is not None
