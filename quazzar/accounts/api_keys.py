@@ -44,9 +44,7 @@ class ApiKeyService:
         allowed_ips, resources = await self._bounds(data)
         if not all(is_covered(scope, maker.scopes) for scope in data.scopes):
             raise ScopeExceeded
-        # The user's row is locked, so that parallel calls count one after the other.
-        if await store.get_secrets(self._session, "instance", maker.user_id, lock=True) is None:
-            raise Unauthorized
+        await self._accounts.lock_user(self._session, maker)
         await store.delete_expired_api_keys(self._session, maker.user_id)
         if await store.count_api_keys(self._session, maker.user_id) >= MAX_KEYS:
             raise TooManyApiKeys

@@ -28,7 +28,7 @@ from quazzar.core.tokens import INSTANCE_ACCESS, PANEL_ACCESS, Tokens, api_key_d
 log = structlog.get_logger(__name__)
 
 CHANNEL: Final = "auth"
-"""NOTIFY with the id of a user, session or key: whatever is remembered of it is no longer to be trusted."""
+"""NOTIFY with the id of a user, session, key or tenant: what is remembered of it is no longer to be trusted."""
 
 _MAX_HEADER_BYTES: Final = 4200
 _TOUCH_SECONDS: Final = 60
@@ -143,7 +143,7 @@ class AccountAuthenticator:
         if tenant_id is None or self._tenancy is None:
             return None
         async with self._database.begin(tenant=tenant_id, user=user_id) as session:
-            person = await store.get_session_holder(session, "panel", user_id, session_id)
+            person = await store.get_session_holder(session, tenant_id, user_id, session_id)
             standing = None if person is None else await self._tenancy.standing(session, tenant_id, person)
         if standing is None:
             return None
@@ -155,6 +155,7 @@ class AccountAuthenticator:
             session_id=session_id,
             tenant_id=tenant_id,
             role=standing.role,
+            resources=standing.resources,
             profile=standing.profile,
         )
 
@@ -191,7 +192,7 @@ class AccountAuthenticator:
                     del self._by_subject[subject]
 
     def drop(self, subject: str) -> None:
-        """Forget everything about a user, session or key."""
+        """Forget everything about a user, session, key or tenant."""
         self._epoch += 1
         for digest in tuple(self._by_subject.get(subject, ())):
             self._forget("instance", digest)
@@ -257,8 +258,10 @@ def _within(address: str, networks: Networks) -> bool:
     return parsed is not None and any(parsed.version == net.version and parsed in net for net in networks)
 
 
-def _subjects(principal: Principal) -> tuple[str, str]:
-    return principal.user_id, principal.session_id or principal.key_id or ""
+def _subjects(principal: Principal) -> tuple[str, ...]:
+    credential = principal.session_id or principal.key_id or ""
+    tenant = () if principal.tenant_id is None else (principal.tenant_id,)
+    return (principal.user_id, credential, *tenant)
 
 
 def _instance_principal(person: Person, session_id: str) -> Principal:

@@ -283,6 +283,23 @@ class LoginService:
         await store.note_uses(session, [(session_id, datetime.now(UTC), self._address)])
         return await self._issue(session, user_id, session_id, row.tenant_id, row.expires_at)
 
+    async def switch_tenant(self, principal: Principal, tenant_id: str) -> TokenPair:
+        """Let the caller's session work in another tenant: a new pair, and the tokens before it stop.
+
+        Raises `NotFound` for a tenant that the caller may not enter.
+        """
+        user_id, session_id = principal.user_id, principal.session_id or ""
+        async with self._begin(principal) as session:
+            row = await store.lock_session(session, self._realm, user_id, session_id)
+            if row is None or not row.alive or self._accounts.tenancy is None:
+                raise Unauthorized
+            await self._accounts.tenancy.enter(session, principal, tenant_id)
+            await store.move_session(session, user_id, session_id, tenant_id)
+            await self._accounts.authenticator.drop_with(session, session_id)
+            session.info["caller"] = msgspec.structs.replace(self._caller, tenant_id=tenant_id)
+            audit(session, "session.switch_tenant", subject=session_id, before={"tenant_id": principal.tenant_id})
+            return await self._issue(session, user_id, session_id, tenant_id, row.expires_at)
+
     async def _end(self, session: AsyncSession, user_id: str, session_id: str, *, tenant_id: str | None) -> None:
         await store.end_session(session, self._realm, user_id, session_id)
         await self._accounts.authenticator.drop_with(session, session_id)

@@ -6,14 +6,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts import store
 from quazzar.accounts.authenticator import AccountAuthenticator
 from quazzar.accounts.tenancy import Tenancy
-from quazzar.core.auth import Realm
+from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
-from quazzar.core.errors import RateLimited
+from quazzar.core.errors import RateLimited, Unauthorized
 from quazzar.core.passwords import Passwords
 from quazzar.core.ratelimit import RateLimiter, parse_bucket
 from quazzar.core.tokens import Tokens
@@ -74,6 +75,13 @@ class Accounts:
         hit = await self.limiter.hit(self._per_name, f"{realm}:{name}")
         if not hit.allowed:
             raise RateLimited(headers={"Retry-After": str(hit.retry_after())})
+
+    async def lock_user(self, session: AsyncSession, principal: Principal) -> None:
+        """Let what is counted per user be counted one call after the other. Raises `Unauthorized` for a user who is
+        gone.
+        """
+        if await store.get_secrets(session, principal.realm, principal.user_id, lock=True) is None:
+            raise Unauthorized
 
     async def _tidy_often(self) -> None:
         while True:

@@ -206,9 +206,13 @@ session_holder: Query[Person] = Query(_holder, Person)
 """By `session_id`, `user_id`, `realm`: who holds a session of the instance, if it is still alive."""
 
 
-async def get_session_holder(session: AsyncSession, realm: Realm, user_id: str, session_id: str) -> Person | None:
-    """As `session_holder`, within the transaction whose scope row-level security needs."""
-    row = (await session.execute(_holder, {"session_id": session_id, "user_id": user_id, "realm": realm})).one_or_none()
+_tenant_holder = _holder.where(Session.tenant_id == bindparam("tenant_id"))
+
+
+async def get_session_holder(session: AsyncSession, tenant_id: str, user_id: str, session_id: str) -> Person | None:
+    """Who holds a session of the panel that works in this tenant now, if it is still alive."""
+    values = {"session_id": session_id, "user_id": user_id, "realm": "panel", "tenant_id": tenant_id}
+    row = (await session.execute(_tenant_holder, values)).one_or_none()
     return None if row is None else Person(*row)
 
 
@@ -249,6 +253,14 @@ async def lock_session(session: AsyncSession, realm: Realm, user_id: str, sessio
         .with_for_update(of=Session)
     )
     return (await session.execute(statement)).one_or_none()
+
+
+async def move_session(session: AsyncSession, user_id: str, session_id: str, tenant_id: str) -> None:
+    """Let a session of the panel work in another tenant; its refresh tokens are good no more."""
+    await session.execute(
+        update(Session).where(Session.id == session_id, Session.user_id == user_id).values(tenant_id=tenant_id)
+    )
+    await session.execute(delete(RefreshToken).where(RefreshToken.session_id == session_id))
 
 
 async def end_session(session: AsyncSession, realm: Realm, user_id: str, session_id: str) -> bool:

@@ -103,6 +103,11 @@ def requires(scope: str) -> Guard:
     return Guard(scope)
 
 
+def requires_login(scope: str) -> Guard:
+    """A guard: a person who logged in and holds `scope`; API keys are refused, whatever they may."""
+    return Guard(scope, account_only=True)
+
+
 def authenticated() -> Guard:
     """A guard: any known caller, whatever its scopes."""
     return Guard(None)

@@ -188,11 +188,26 @@ def after_commit(session: AsyncSession, callback: Callable[[], None]) -> None:
 @contextlib.asynccontextmanager
 async def unique_or(error: AppError, *, constraint: str | None = None) -> AsyncGenerator[None, None]:
     """Turn a broken unique constraint (the named one, or any) in the block into `error`."""
+    async with _violated_or(asyncpg.UniqueViolationError, error, constraint):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def referenced_or(error: AppError, *, constraint: str | None = None) -> AsyncGenerator[None, None]:
+    """Turn a broken foreign key (the named one, or any) in the block into `error`."""
+    async with _violated_or(asyncpg.ForeignKeyViolationError, error, constraint):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _violated_or(
+    kind: type[asyncpg.PostgresError], error: AppError, constraint: str | None
+) -> AsyncGenerator[None, None]:
     try:
         yield
     except IntegrityError as failure:
         cause = getattr(failure.orig, "__cause__", None)
-        if isinstance(cause, asyncpg.UniqueViolationError) and constraint in (None, cause.constraint_name):
+        if isinstance(cause, kind) and constraint in (None, getattr(cause, "constraint_name", None)):
             raise error from failure
         raise
 

@@ -38,7 +38,7 @@ class Webhook(Base):
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     realm: Mapped[str] = mapped_column(_Id)
-    tenant_id: Mapped[str | None] = mapped_column(_Id)
+    tenant_id: Mapped[str | None] = mapped_column(_Id, ForeignKey("tenants.id", ondelete="CASCADE"))
     url: Mapped[str] = mapped_column(Text)
     events: Mapped[list[str]] = mapped_column(ARRAY(_Id))
     active: Mapped[bool] = mapped_column(Boolean)

@@ -12,6 +12,7 @@ from sqlalchemy import insert
 from quazzar.accounts.models import User
 from quazzar.core.db import Database, set_scope
 from quazzar.core.ids import new_id
+from quazzar.panel.tenants.models import Membership
 from quazzar.panel.tenants.service import TenantService
 from tests.conftest import PASSWORD
 
@@ -45,6 +46,25 @@ async def make_member(database: Database, *, organization: str = "Example") -> M
         )
         await set_scope(session, tenant=user.tenant_id, user=user.id)
         await TenantService(session).create(user.tenant_id, organization, owner_id=user.id)
+    return user
+
+
+async def join(database: Database, user: MadeUser, tenant_id: str, role: str = "viewer") -> str:
+    """Make the user a member of the tenant, with a built-in role; gives the member's id."""
+    member_id = new_id("mem")
+    async with database.begin(tenant=tenant_id) as session:
+        await session.execute(insert(Membership).values(tenant_id=tenant_id, user_id=user.id, id=member_id, role=role))
+    return member_id
+
+
+async def make_colleague(database: Database, tenant_id: str, role: str = "viewer") -> MadeUser:
+    """A user of the panel with `PASSWORD` who belongs to this tenant alone."""
+    user = MadeUser(new_id("usr"), f"{uuid.uuid4().hex}@example.com", tenant_id)
+    async with database.begin() as session:
+        await session.execute(
+            insert(User).values(id=user.id, realm="panel", email=user.name, name="Grace", password_hash=_HASH)
+        )
+    await join(database, user, tenant_id, role)
     return user
 
 

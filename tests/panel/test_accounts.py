@@ -55,7 +55,7 @@ async def test_registering_makes_a_tenant_with_its_owner(client: httpx.AsyncClie
     made = answer.json()
     assert made.keys() == {"user", "tenant"}
     assert made["user"]["id"].startswith("usr_")
-    assert made["tenant"].keys() == {"id", "name", "created_at"}
+    assert made["tenant"].keys() == {"id", "name", "kind", "parent_id", "parent_access", "created_at"}
     assert made["tenant"]["name"] == "Engines"
     login = await client.post(f"{AUTH}/login", json={"email": body["email"], "password": PASSWORD})
     found = (await me(client, bearer(login.json()["access_token"]))).json()

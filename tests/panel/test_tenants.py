@@ -11,9 +11,11 @@ from sqlalchemy.exc import DBAPIError
 
 from quazzar.core.db import Database
 from quazzar.core.ids import new_id
+from quazzar.core.paging import Page
+from quazzar.panel.tenants import own
 from quazzar.panel.tenants.service import TenantService
 from tests.conftest import RunningApp
-from tests.factories.accounts import MadeUser, headers_of, make_member
+from tests.factories.accounts import headers_of, join, make_member
 
 
 @pytest.fixture
@@ -22,20 +24,13 @@ async def client(app: RunningApp) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def join(database: Database, user: MadeUser, tenant_id: str, role: str = "viewer") -> None:
-    async with database.begin(tenant=tenant_id) as session:
-        await session.execute(
-            text("INSERT INTO memberships (tenant_id, user_id, id, role) VALUES (:tenant, :user, :id, :role)"),
-            {"tenant": tenant_id, "user": user.id, "id": new_id("mem"), "role": role},
-        )
-
-
 async def test_one_sees_the_own_tenants_only(client: httpx.AsyncClient, database: Database) -> None:
     ada, eve = await make_member(database, organization="Engines"), await make_member(database, organization="Eves")
     listed = await client.get("/panel/api/tenants", headers=await headers_of(client, ada))
     assert listed.status_code == 200
     (only,) = listed.json()
-    assert only.keys() == {"id", "name", "created_at", "role", "current"}
+    tenant = {"id", "name", "kind", "parent_id", "parent_access", "created_at"}
+    assert only.keys() == tenant | {"role", "current"}
     assert (only["id"], only["name"], only["role"], only["current"]) == (ada.tenant_id, "Engines", "owner", True)
     assert eve.tenant_id is not None
     await join(database, ada, eve.tenant_id)
@@ -145,10 +140,10 @@ async def test_a_forgotten_condition_leaks_nothing(database: Database) -> None:
     assert eve.tenant_id is not None
     async with database.begin(tenant=ada.tenant_id, user=ada.id) as session:
         service = TenantService(session)
-        assert await service.standing(ada.tenant_id, ada.id) is not None
-        assert await service.standing(eve.tenant_id, eve.id) is None
+        assert await service.place(ada.tenant_id, ada.id) is not None
+        assert await service.place(eve.tenant_id, eve.id) is None
         assert await service.home_of(eve.id) is None
-        assert await service.find_own(eve.id) == []
+        assert await own.find_tenants(session, eve.id, current=eve.tenant_id, parent_id=None, page=Page()) == []
 
 
 async def test_the_owner_of_the_tables_is_bound_as_well(database_urls: Any, database: Database) -> None:

@@ -17,11 +17,9 @@ from quazzar.core.records import Event, publish
 from quazzar.webhooks import lanes
 from quazzar.webhooks.engine import PER_ENDPOINT
 from quazzar.webhooks.store import Scope
+from tests.factories.accounts import make_member
 from tests.webhooks.conftest import Ended, Lab, StartEngine
 from tests.webhooks.receiver import Behaviour, Receiver, drip, hang, huge, many_headers, reset, response, verify
-
-PANEL_A = Scope(realm="panel", tenant_id="ten_a")
-PANEL_B = Scope(realm="panel", tenant_id="ten_b")
 
 
 async def test_an_event_arrives_signed(lab: Lab, engine: StartEngine, receiver: Receiver) -> None:
@@ -75,12 +73,13 @@ async def test_the_past_and_what_happens_while_inactive_is_not_sent(
 
 
 async def test_tenants_and_realms_hear_of_their_own(lab: Lab, engine: StartEngine, receiver: Receiver) -> None:
-    a = await lab.endpoint(receiver.url("/a"), scope=PANEL_A)
-    b = await lab.endpoint(receiver.url("/b"), scope=PANEL_B)
+    one, other = [Scope(realm="panel", tenant_id=(await make_member(lab.database)).tenant_id) for _ in range(2)]
+    a = await lab.endpoint(receiver.url("/a"), scope=one)
+    b = await lab.endpoint(receiver.url("/b"), scope=other)
     own = await lab.endpoint(receiver.url("/own"))
     async with engine():
-        (of_a,) = await lab.announce(1, scope=PANEL_A)
-        (of_b,) = await lab.announce(2, scope=PANEL_B)
+        (of_a,) = await lab.announce(1, scope=one)
+        (of_b,) = await lab.announce(2, scope=other)
         (of_own,) = await lab.announce(3)
         for made, event_id in ((a, of_a), (b, of_b), (own, of_own)):
             assert [row["event_id"] for row in await lab.settled(made.id, 1)] == [event_id]

@@ -11,7 +11,7 @@ from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import TokenPair, TotpRequired
 from quazzar.core.auth import account, authenticated, principal_of
 from quazzar.core.routing import get, post, put
-from quazzar.panel.accounts.schemas import PanelLogin, PanelMeOut, ProfileUpdate, Register, RegisterOut
+from quazzar.panel.accounts.schemas import PanelLogin, PanelMeOut, ProfileUpdate, Register, RegisterOut, TenantSwitch
 from quazzar.panel.accounts.service import ProfileService, RegistrationService
 
 
@@ -46,6 +46,21 @@ class PanelAuthController(LoginController):
         password are the same 401.
         """
         return await logins.login(data.email.lower(), data.password)
+
+    @post(
+        "/switch-tenant",
+        status_code=200,
+        guards=[account()],
+        operation_id="SwitchTenant",
+        summary="Work in another tenant",
+    )
+    async def switch_tenant(
+        self, request: AnyRequest, logins: NamedDependency[LoginService], data: JSONBody[TenantSwitch]
+    ) -> TokenPair:
+        """A new token pair for this session; those before it stop. Into one that the caller belongs to, or a client of
+        the current one that lets its members in; 404 `tenant_not_found` for every other.
+        """
+        return await logins.switch_tenant(principal_of(request), data.tenant_id)
 
     @get("/me", guards=[authenticated()], operation_id="GetMe", summary="Show who is calling", sync_to_thread=False)
     def get_me(self, request: AnyRequest) -> PanelMeOut:

@@ -8,7 +8,7 @@ from msgspec import Meta
 from quazzar.accounts.schemas import NewPassword, Password, UserId
 from quazzar.accounts.store import Person
 from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
-from quazzar.panel.tenants.schemas import TenantOut
+from quazzar.panel.tenants.schemas import TenantId, TenantOut
 
 # The common part of RFC 5321's mailboxes: no quoted local parts, no address literals, international domains as xn--.
 Email = Annotated[
@@ -51,6 +51,10 @@ class ProfileUpdate(In):
 
     name: Line | UnsetType = UNSET
     timezone: TimezoneName | UnsetType = UNSET
+
+
+class TenantSwitch(In):
+    tenant_id: Annotated[TenantId, Meta(min_length=1, max_length=100)]
 
 
 class PanelUserOut(Out):

@@ -44,7 +44,14 @@ class RegistrationService:
         # A made-up tenant is harmless as a scope: there is nothing in it.
         await set_scope(self._session, tenant=tenant_id, user=user_id)
         now = datetime.now(UTC)
-        tenant = TenantOut(id=tenant_id, name=data.organization, created_at=created_at or now)
+        tenant = TenantOut(
+            id=tenant_id,
+            name=data.organization,
+            kind="standard",
+            parent_id=None,
+            parent_access="none",
+            created_at=created_at or now,
+        )
         caller: Caller = self._session.info.get("caller", SYSTEM)
         if created_at is not None:
             tenant = await TenantService(self._session).create(tenant_id, data.organization, owner_id=user_id)

@@ -4,8 +4,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts.store import Person
 from quazzar.accounts.tenancy import Standing
+from quazzar.core.auth import Principal
 from quazzar.panel.accounts.schemas import PanelMeOut, PanelUserOut
-from quazzar.panel.tenants.permissions import permissions_of
 from quazzar.panel.tenants.schemas import TenantOut
 from quazzar.panel.tenants.service import TenantService
 
@@ -17,14 +17,16 @@ class PanelTenancy:
         return await TenantService(session).home_of(user_id)
 
     async def standing(self, session: AsyncSession, tenant_id: str, person: Person) -> Standing | None:
-        row = await TenantService(session).standing(tenant_id, person.id)
-        if row is None:
+        place = await TenantService(session).place(tenant_id, person.id)
+        if place is None:
             return None
-        permissions = permissions_of(row.role)
         profile = PanelMeOut(
             user=PanelUserOut.of(person),
-            tenant=TenantOut(id=row.id, name=row.name, created_at=row.created_at),
-            role=row.role,
-            permissions=sorted(permissions),
+            tenant=TenantOut.of(place.tenant),
+            role=place.role,
+            permissions=sorted(place.permissions),
         )
-        return Standing(row.role, permissions, profile)
+        return Standing(place.role, place.permissions, profile, place.resources)
+
+    async def enter(self, session: AsyncSession, principal: Principal, tenant_id: str) -> None:
+        await TenantService(session).enter(principal, tenant_id)
