@@ -273,6 +273,15 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         return f"unix://{self.docker_host}" if self.docker_host.startswith("/") else self.docker_host
 
 
+class Apps(msgspec.Struct, frozen=True, kw_only=True):
+    trash_days: Annotated[
+        int,
+        Meta(
+            description="Days that a deleted app stays in the trash with its data; 0 removes it at once.", ge=0, le=3650
+        ),
+    ] = 7
+
+
 class Webhooks(msgspec.Struct, frozen=True, kw_only=True):
     allow_networks: Annotated[
         tuple[Network, ...], Meta(description="Private networks that webhooks may reach all the same.")
@@ -346,6 +355,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     auth: Auth = field(default_factory=Auth)
     rate_limit: RateLimits = field(default_factory=RateLimits)
     runtime: Runtime = field(default_factory=Runtime)
+    apps: Apps = field(default_factory=Apps)
     webhooks: Webhooks = field(default_factory=Webhooks)
     backups: Backups = field(default_factory=Backups)
     agent: Agent = field(default_factory=Agent)

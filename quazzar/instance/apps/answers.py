@@ -26,7 +26,7 @@ from quazzar.core.sse import ServerEvent, server_events
 from quazzar.events.schemas import EventOut, Wanted
 from quazzar.events.service import EventService
 from quazzar.events.store import Scope
-from quazzar.instance.apps import service
+from quazzar.instance.apps import service, trash_store
 from quazzar.instance.apps.errors import ServiceNotFound
 from quazzar.instance.apps.history import read_history
 from quazzar.instance.apps.models import AppStatus
@@ -37,8 +37,8 @@ from quazzar.instance.apps.schemas import (
     AppPlan,
     AppRow,
     AppStats,
-    AppSummary,
     FullAppRow,
+    ListedApp,
     LogLineOut,
     Range,
 )
@@ -72,6 +72,9 @@ _PARAMETERS = [
         "template", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Only apps of this template."
     ),
     _parameter("q", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Part of the name or the template."),
+    _parameter(
+        "trashed", Schema(type=OpenAPIType.BOOLEAN, default=False), "Those in the trash in place of the others."
+    ),
 ]
 
 
@@ -83,10 +86,11 @@ class ListOperation(Operation):
         self.parameters = [*(self.parameters or ()), *_PARAMETERS]
 
 
-_ALL: tuple[dict[str, Any], Page] = ({"statuses": [], "template": None, "q": None}, Page())
+_ALL: tuple[dict[str, Any], Page, bool] = ({"statuses": [], "template": None, "q": None}, Page(), False)
 
 
-def _list_query(request: AppRequest) -> tuple[dict[str, Any], Page]:
+def _list_query(request: AppRequest) -> tuple[dict[str, Any], Page, bool]:
+    """Filters, page, and whether it is the trash that is asked for."""
     raw = request.scope["query_string"]
     if not raw:
         return _ALL
@@ -104,12 +108,18 @@ def _list_query(request: AppRequest) -> tuple[dict[str, Any], Page]:
         value = texts[name]
         if value is not None and _VISIBLE.match(value) is None:
             problems[name] = f"{name.capitalize()} must be 1 to 100 characters without control characters"
+    trashed = query.get("trashed", ["false"])[-1]
+    if trashed not in {"true", "false"}:
+        problems["trashed"] = "Trashed must be true or false"
+    elif trashed == "true":
+        others = [name for name in ("status", "template", "q") if name in query]
+        problems |= dict.fromkeys(others, "The trash can't be filtered")
     if problems:
         raise BadRequest("A parameter can't be read", details=problems)
     page = page_of(int(limit), query.get("cursor", [None])[-1], key=_APP_ID)
     words = texts["q"]
     filters = {"statuses": statuses, "template": texts["template"], "q": words.lower() if words else None}
-    return filters, page
+    return filters, page, trashed == "true"
 
 
 def _id_of(row: AppRow) -> str:
@@ -120,14 +130,18 @@ def _itself(row: AppRow) -> AppRow:
     return row
 
 
-async def list_answer(request: AppRequest) -> Response[list[AppSummary]]:
-    """All apps that the caller may see and that fit the query, newest first."""
-    filters, page = _list_query(request)
+async def list_answer(request: AppRequest) -> Response[list[ListedApp]]:
+    """All apps that the caller may see and that fit the query, or those in the trash, newest first."""
+    filters, page, trashed = _list_query(request)
+    state, principal = request.app.state, principal_of(request)
     before = {"before": page.after} if page.after is not None else {}
-    rows = await service.list_apps(
-        request.app.state.database, principal_of(request), limit=page.fetch, **before, **filters
-    )
-    return cast("Response[list[AppSummary]]", paged(request, page, rows, _itself, _id_of))
+    rows: Sequence[AppRow]
+    if trashed:
+        days, ids = state.settings.apps.trash_days, service.visible(principal)
+        rows = await trash_store.list_trashed(state.database, days=days, limit=page.fetch, ids=ids, **before)
+    else:
+        rows = await service.list_apps(state.database, principal, limit=page.fetch, **before, **filters)
+    return cast("Response[list[ListedApp]]", paged(request, page, rows, _itself, _id_of))
 
 
 def full_answer(row: FullAppRow) -> Response[AppOut]:
@@ -159,15 +173,18 @@ async def events_answer(
 # --- removal -------------------------------------------------------------------------------------------------------
 
 
-async def uninstall_answer(request: AppRequest, app_id: str, *, keep_data: bool) -> Response[Any]:
+async def uninstall_answer(request: AppRequest, app_id: str, *, keep_data: bool, purge: bool) -> Response[Any]:
     """204 once the app is gone; the app on its way out when that takes longer than a request should."""
+    if keep_data and purge:
+        details = {"purge": "Purge can't go together with keep_data"}
+        raise BadRequest("A parameter contradicts another", details=details)
     state = request.app.state
     principal = principal_of(request)
     database: Database = state.database
     async with database.begin(user=principal.user_id) as session:
         session.info["caller"] = caller_of(request)
         apps = service.AppService(session, principal, keyring=state.keyring, settings=state.settings)
-        job_id = await apps.uninstall(app_id, keep_data=keep_data)
+        job_id = await apps.uninstall(app_id, keep_data=keep_data, purge=purge)
     row = await service.wait_until_gone(database, app_id, job_id)
     return Response(None, status_code=204) if row is None else Response(row, status_code=200)
 

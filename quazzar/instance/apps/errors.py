@@ -30,6 +30,11 @@ class AppNotInstalled(Conflict):
     message = "This app was never installed whole; start it to install it again, or delete it"
 
 
+class AppNotTrashed(Conflict):
+    code = "app_not_trashed"
+    message = "This app is not in the trash"
+
+
 class PortTaken(Conflict):
     code = "port_taken"
     message = "A host port that this app asks for is in use"

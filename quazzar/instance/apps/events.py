@@ -1,6 +1,7 @@
 """What happens to apps, as webhooks, the feed and panels hear of it. The subject of each is the app's id."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from quazzar.core.records import Event
@@ -74,12 +75,29 @@ class AppFailed(Event):
 
 
 class AppUninstalled(Event):
-    """An app is gone, and its volumes with it unless `data_kept`."""
+    """An app is gone, and its volumes with it unless `data_kept`; in the trash they are until `purge_at`."""
 
     type = "app.uninstalled"
     app_id: str
     name: str
     data_kept: bool
+    purge_at: datetime | None = None
+
+
+class AppUndeleted(Event):
+    """An app is back from the trash; when it ran before, it is started now."""
+
+    type = "app.undeleted"
+    app_id: str
+    name: str
+
+
+class AppPurged(Event):
+    """An app that was in the trash is gone for good, and its volumes with it."""
+
+    type = "app.purged"
+    app_id: str
+    name: str
 
 
 def crash_of(app_id: str, name: str, reason: str | None, services: Sequence[Mapping[str, Any]]) -> AppCrashed:

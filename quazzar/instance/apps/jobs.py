@@ -8,6 +8,7 @@ transaction is open while the engine works.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,7 +19,7 @@ from quazzar.core.db import Database
 from quazzar.core.errors import Invalid
 from quazzar.core.jobs import JobCancelled, JobFailed, JobRun, Resource, job
 from quazzar.core.records import Event, publish
-from quazzar.instance.apps import store
+from quazzar.instance.apps import store, trash_store
 from quazzar.instance.apps.building import auto_fields, build_spec, exchange_ports, url_of
 from quazzar.instance.apps.events import (
     AppFailed,
@@ -109,6 +110,23 @@ async def uninstall(run: JobRun, app_id: str, keep_data: bool = False) -> None:
         async with run.database.begin() as session:
             if await store.delete_app(session, app_id, job_id=run.job_id):
                 gone = AppUninstalled(app_id=app_id, name=work.app.name, data_kept=keep_data)
+                publish(session, gone, subject=app_id)
+
+
+@job("apps.trash", concurrency=8, timeout_seconds=UNINSTALL_SECONDS + 60, cancellable=False)
+async def trash(run: JobRun, app_id: str) -> None:
+    """Takes the app off the engine but for its volumes, which wait in the trash for its return or its purge."""
+    async with _operation(run, app_id, "uninstalling", UNINSTALL_SECONDS) as work:
+        if work is None:
+            return
+        work.step(0.1, "Removing containers; the data goes into the trash")
+        await work.patiently(lambda: work.runtime.remove(app_id, keep_volumes=True))
+        days = run.resources[SETTINGS].apps.trash_days
+        async with run.database.begin() as session:
+            trashed_at = await trash_store.put_in(session, app_id, job_id=run.job_id)
+            if trashed_at is not None:
+                purge_at = trashed_at + timedelta(days=days)
+                gone = AppUninstalled(app_id=app_id, name=work.app.name, data_kept=True, purge_at=purge_at)
                 publish(session, gone, subject=app_id)
 
 

@@ -58,14 +58,19 @@ class App(Base):
     stands, with a mask for each secret; their values are sealed in `secrets`. `services`, `ports`, `volumes` and
     `urls` are the engine's last word in the form that answers show. `expected` tells the reconciler which services
     there should be. `installed_at` is None until the first install has gone through: until then a failure takes
-    everything away again.
+    everything away again. `trashed_at` is there while the app is in the trash: then only its volumes are on the engine,
+    its name and ports are free for others, and `trashed_ports` are those that it held (the fields of `AppPort`).
     """
 
     __tablename__ = "apps"
-    __table_args__ = (CheckConstraint(f"status IN ({_STATUSES})", name="status"),)
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_STATUSES})", name="status"),
+        Index("ix_apps_name", "name", unique=True, postgresql_where=text("trashed_at IS NULL")),
+        Index("ix_apps_trashed_at", "trashed_at", postgresql_where=text("trashed_at IS NOT NULL")),
+    )
 
     id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
-    name: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    name: Mapped[str] = mapped_column(Text(collation="C"))
     template: Mapped[str | None] = mapped_column(Text(collation="C"))
     version: Mapped[str | None] = mapped_column(Text(collation="C"))
     definition: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -88,6 +93,8 @@ class App(Base):
     update_available: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    trashed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    trashed_ports: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
 
 
 class AppPort(Base):

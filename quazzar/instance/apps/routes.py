@@ -36,11 +36,12 @@ from quazzar.instance.apps.schemas import (
     AppOut,
     AppPlan,
     AppStats,
-    AppSummary,
+    ListedApp,
     LogLineOut,
     Range,
 )
 from quazzar.instance.apps.service import AppService, read_app
+from quazzar.instance.apps.trash import undelete
 
 AppRequest = Request[Any, Any, State]
 AppId = FromPath[Annotated[str, Meta(description="Id of an app.", examples=["app_3k2m4v7q3n5t2ac6xk2m4v7q3n"])]]
@@ -59,8 +60,11 @@ class AppController(Controller):
     dependencies = {"apps": Provide(provide_apps)}
 
     @get(guards=[requires("apps:read")], operation_id="ListApps", operation_class=ListOperation, summary="All apps")
-    async def list_apps(self, request: AppRequest) -> Response[list[AppSummary]]:
-        """Newest first. Statuses are the truth of the engine; a key that is bound to apps sees only those."""
+    async def list_apps(self, request: AppRequest) -> Response[list[ListedApp]]:
+        """Newest first. Statuses are the truth of the engine; a key that is bound to apps sees only those.
+
+        With `trashed=true` the apps in the trash, each with `trashed_at` and `purge_at`; they are in no other answer.
+        """
         return await list_answer(request)
 
     @post(
@@ -118,8 +122,24 @@ class AppController(Controller):
     async def delete_app(
         self, request: AppRequest, app_id: AppId, keep_data: Flag = False, purge: Flag = False
     ) -> Response[None]:
-        """Waits until the app is gone. Its volumes go too unless `keep_data` is true."""
-        return await uninstall_answer(request, app_id, keep_data=keep_data and not purge)
+        """Waits until the app is gone: into the trash, with its data, from where `undelete` brings it back for as many
+        days as the setting `apps.trash_days` says. With `purge=true` its data goes at once (of an app that is in the
+        trash already, too); with `keep_data=true` the app goes for good and its volumes stay on the engine.
+        """
+        return await uninstall_answer(request, app_id, keep_data=keep_data, purge=purge)
+
+    @post(
+        "/{app_id:str}/undelete",
+        guards=[requires("apps:write")],
+        operation_id="UndeleteApp",
+        summary="Bring an app back from the trash",
+        status_code=200,
+    )
+    async def undelete_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
+        """As it was: with its data, config and ports, and started if it ran. Ports that were found for it and are taken
+        by now are exchanged; a name or a port that was chosen and is taken by now is a 409.
+        """
+        return full_answer(await undelete(apps, app_id))
 
     @post(
         "/{app_id:str}/start",

@@ -129,6 +129,13 @@ class AppSummary(Out):
     update_available: bool
 
 
+class ListedApp(AppSummary):
+    """An app of the list; the two times are there for those in the trash, which are gone for good at `purge_at`."""
+
+    trashed_at: datetime | UnsetType = UNSET
+    purge_at: datetime | UnsetType = UNSET
+
+
 class AppOut(AppSummary):
     """An app in full; secrets of `config` are masked."""
 
@@ -155,6 +162,13 @@ class AppRow(msgspec.Struct):
     ports: msgspec.Raw
     urls: msgspec.Raw
     update_available: bool
+
+
+class TrashedRow(AppRow):
+    """`ListedApp` as it is read of the trash."""
+
+    trashed_at: datetime
+    purge_at: datetime
 
 
 class FullAppRow(AppRow):

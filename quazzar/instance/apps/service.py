@@ -14,7 +14,7 @@ from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobKind, enqueue, wait_for
 from quazzar.core.records import audit
-from quazzar.instance.apps import jobs, store
+from quazzar.instance.apps import jobs, purging, store, trash_store
 from quazzar.instance.apps.building import Draft, draft_app, sealed_anew, url_of
 from quazzar.instance.apps.errors import (
     AppBusy,
@@ -137,8 +137,8 @@ class AppService:
         async with unique_or(PortTaken()):
             await store.hold_ports(self.session, draft.held_ports)
         audit(self.session, action, subject=draft.app_id, after={name: draft.row[name] for name in _AUDITED})
-        await self._enqueue(jobs.install, draft.app_id)
-        return await self._show(draft.app_id)
+        await self.enqueue(jobs.install, draft.app_id)
+        return await self.show(draft.app_id)
 
     async def plan_of(self, draft: Draft) -> AppPlan:
         """What `add` would do with a draft."""
@@ -171,10 +171,15 @@ class AppService:
             app_id=new_id("app"),
             keyring=self.keyring,
             held=await store.find_ports(self.session),
-            reserved=frozenset({self.settings.server.port, self.settings.agent.port}),
+            reserved=self.reserved_ports,
             url=url_of(self.settings),
             catalogued=catalogued,
         )
+
+    @property
+    def reserved_ports(self) -> frozenset[int]:
+        """Host ports of this process itself."""
+        return frozenset({self.settings.server.port, self.settings.agent.port})
 
     def require_unbound(self) -> None:
         """Raises `Forbidden` for a key that is bound to certain apps: it can't make others."""
@@ -206,7 +211,7 @@ class AppService:
     async def _operate(self, app_id: str, operation: _Operation) -> FullAppRow:
         app = await self._state(app_id)
         if app.status in operation.done:
-            return await self._show(app_id)
+            return await self.show(app_id)
         if app.installed_at is None and app.status == "failed":
             if operation is _STOP:
                 raise AppNotInstalled
@@ -225,12 +230,21 @@ class AppService:
         verb = operation.job.kind.rpartition(".")[2]
         before, after = {"status": app.status}, {"status": operation.to}
         audit(self.session, f"app.{verb}", subject=app_id, before=before, after=after)
-        await self._enqueue(operation.job, app_id)
-        return await self._show(app_id)
+        await self.enqueue(operation.job, app_id)
+        return await self.show(app_id)
 
-    async def uninstall(self, app_id: str, *, keep_data: bool) -> str:
-        """Begin to remove the app, and give the id of the job that does. Raises `AppNotFound`, `AppBusy`."""
+    async def uninstall(self, app_id: str, *, keep_data: bool, purge: bool) -> str:
+        """Begin to remove the app, and give the id of the job that does. Raises `AppNotFound`, `AppBusy`.
+
+        It goes into the trash with its data unless its volumes are to stay or to go at once, there is no trash, or
+        there is no data yet. With `purge` one that is in the trash already goes for good.
+        """
+        if purge and await self._purge(app_id):
+            return await self.enqueue(purging.purge, app_id)
         app = await self._state(app_id)
+        to_trash = not keep_data and not purge and app.installed_at is not None and self.settings.apps.trash_days > 0
+        # What comes back from the trash is as it was: whether it is to run stays written down.
+        values = {} if to_trash else {"desired": "stopped"}
         moved = await store.move_app(
             self.session,
             app_id,
@@ -238,15 +252,25 @@ class AppService:
             to="uninstalling",
             seconds=jobs.UNINSTALL_SECONDS,
             status_reason=None,
-            desired="stopped",
+            **values,
         )
         if not moved:
             await self._refuse(app_id)
-        before = {"name": app.name, "status": app.status}
-        audit(self.session, "app.uninstall", subject=app_id, before=before, after={"keep_data": keep_data})
-        return await self._enqueue(jobs.uninstall, app_id, keep_data=keep_data)
+        before, after = {"name": app.name, "status": app.status}, {"keep_data": keep_data, "trash": to_trash}
+        audit(self.session, "app.uninstall", subject=app_id, before=before, after=after)
+        if to_trash:
+            return await self.enqueue(jobs.trash, app_id)
+        return await self.enqueue(jobs.uninstall, app_id, keep_data=keep_data)
 
-    async def _enqueue(self, kind: JobKind[Any], app_id: str, **args: Any) -> str:
+    async def _purge(self, app_id: str) -> bool:
+        """Whether the app is in the trash, from where it then goes for good."""
+        name = await trash_store.begin_purge(self.session, app_id) if self.may_see(app_id) else None
+        if name is None:
+            return False
+        audit(self.session, "app.uninstall", subject=app_id, before={"name": name}, after={"purge": True})
+        return True
+
+    async def enqueue(self, kind: JobKind[Any], app_id: str, **args: Any) -> str:
         job_id = await enqueue(
             self.session,
             kind,
@@ -258,12 +282,15 @@ class AppService:
         return job_id
 
     async def _state(self, app_id: str) -> store.Standing:
-        ids = visible(self.actor)
-        known = _APP_ID.match(app_id) and (ids is None or app_id in ids)
-        app = await store.get_state(self.session, app_id) if known else None
+        app = await store.get_state(self.session, app_id) if self.may_see(app_id) else None
         if app is None:
             raise AppNotFound
         return app
+
+    def may_see(self, app_id: str) -> bool:
+        """Whether this is the id of an app, and the caller is not bound to others."""
+        ids = visible(self.actor)
+        return _APP_ID.match(app_id) is not None and (ids is None or app_id in ids)
 
     async def _refuse(self, app_id: str) -> NoReturn:
         """Another request was faster: say what it left."""
@@ -272,7 +299,7 @@ class AppService:
             raise AppNotFound
         raise AppBusy(f"The app is {app.status}; wait until that is done")
 
-    async def _show(self, app_id: str) -> FullAppRow:
+    async def show(self, app_id: str) -> FullAppRow:
         row = await store.show_app(self.session, app_id)
         if row is None:
             raise AppNotFound

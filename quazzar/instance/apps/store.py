@@ -17,7 +17,7 @@ from quazzar.core.db import Database, Query
 from quazzar.instance.apps.models import TRANSITIONAL, App, AppPort, AppStatus
 from quazzar.instance.apps.schemas import AppRow, FullAppRow
 
-_SUMMARY = (
+SUMMARY = (
     App.id,
     App.name,
     App.template,
@@ -31,11 +31,13 @@ _SUMMARY = (
     App.urls,
     App.update_available,
 )
-_FULL = (*_SUMMARY, App.services, App.volumes, App.config, App.resources, App.domain, App.updated_at)
+_FULL = (*SUMMARY, App.services, App.volumes, App.config, App.resources, App.domain, App.updated_at)
 
 _texts = ARRAY(Text)
 _ids = bindparam("ids", type_=_texts)
 _mine = or_(_ids.is_(None), App.id == func.any(_ids))
+_there = App.trashed_at.is_(None)
+"""What is in the trash is not there, but for `trash_store`."""
 
 NEWEST = "~"
 """Greater than any id: where the list begins."""
@@ -43,7 +45,7 @@ NEWEST = "~"
 
 def _page(statement: Select[Any]) -> Select[Any]:
     before = bindparam("before", type_=Text(collation="C"))
-    return statement.where(App.id < before).order_by(App.id.desc()).limit(bindparam("limit", type_=Integer))
+    return statement.where(App.id < before, _there).order_by(App.id.desc()).limit(bindparam("limit", type_=Integer))
 
 
 def _filtered() -> Select[Any]:
@@ -51,7 +53,7 @@ def _filtered() -> Select[Any]:
     template = bindparam("template", type_=Text)
     words = bindparam("q", type_=Text)
     return _page(
-        select(*_SUMMARY).where(
+        select(*SUMMARY).where(
             _mine,
             or_(statuses.is_(None), App.status == func.any(statuses)),
             or_(template.is_(None), App.template == template),
@@ -64,10 +66,10 @@ def _filtered() -> Select[Any]:
     )
 
 
-_LIST = Query(_page(select(*_SUMMARY)), AppRow, before=NEWEST)
+_LIST = Query(_page(select(*SUMMARY)), AppRow, before=NEWEST)
 _LIST_FILTERED = Query(_filtered(), AppRow, before=NEWEST)
-_ONE = Query(select(*_FULL).where(App.id == bindparam("id", type_=Text), _mine), FullAppRow)
-_EXISTS = Query(select(App.id).where(App.id == bindparam("id", type_=Text), _mine), str)
+_ONE = Query(select(*_FULL).where(App.id == bindparam("id", type_=Text), _there, _mine), FullAppRow)
+_EXISTS = Query(select(App.id).where(App.id == bindparam("id", type_=Text), _there, _mine), str)
 
 
 async def list_apps(database: Database, *, limit: int, before: str = NEWEST) -> list[AppRow]:
@@ -113,7 +115,7 @@ class Standing(msgspec.Struct, frozen=True):
 async def get_state(session: AsyncSession, app_id: str) -> Standing | None:
     row = (
         await session.execute(
-            select(App.id, App.name, App.status, App.installed_at, App.job_id).where(App.id == app_id)
+            select(App.id, App.name, App.status, App.installed_at, App.job_id).where(App.id == app_id, _there)
         )
     ).one_or_none()
     return Standing(**row._asdict()) if row is not None else None
@@ -128,7 +130,7 @@ async def show_app(session: AsyncSession, app_id: str) -> FullAppRow | None:
     return FullAppRow(**values | {name: _raw(values[name]) for name in _JSON})
 
 
-_SHOW = select(*_FULL).where(App.id == bindparam("id", type_=Text))
+_SHOW = select(*_FULL).where(App.id == bindparam("id", type_=Text), _there)
 
 
 _JSON = frozenset({"ports", "urls", "services", "volumes", "config", "resources"})
@@ -140,7 +142,7 @@ def _raw(value: Any) -> msgspec.Raw:
 
 async def add_app(session: AsyncSession, values: dict[str, Any], *, seconds: float) -> None:
     """Insert a row whose operation has `seconds`; the unique index on the name decides who was first."""
-    await session.execute(insert(App).values(deadline_at=_deadline(seconds), **values))
+    await session.execute(insert(App).values(deadline_at=deadline(seconds), **values))
 
 
 async def move_app(
@@ -164,7 +166,7 @@ async def move_app(
             status=to,
             status_since=func.clock_timestamp(),
             updated_at=func.clock_timestamp(),
-            deadline_at=_deadline(seconds),
+            deadline_at=deadline(seconds),
             **values,
         )
         .returning(App.id)
@@ -174,7 +176,7 @@ async def move_app(
     return (await session.execute(statement)).scalar_one_or_none() is not None
 
 
-def _deadline(seconds: float | None) -> Any:
+def deadline(seconds: float | None) -> Any:
     return None if seconds is None else func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
@@ -213,7 +215,7 @@ class Held(msgspec.Struct, frozen=True):
     installed_at: datetime | None
 
 
-_HELD = tuple(getattr(App, name) for name in Held.__struct_fields__)
+HELD = tuple(getattr(App, name) for name in Held.__struct_fields__)
 
 
 async def claim_app(
@@ -233,9 +235,9 @@ async def claim_app(
             status_reason=None,
             status_since=case((App.status == status, App.status_since), else_=func.clock_timestamp()),
             updated_at=func.clock_timestamp(),
-            deadline_at=_deadline(seconds),
+            deadline_at=deadline(seconds),
         )
-        .returning(*_HELD)
+        .returning(*HELD)
     )
     row = (await session.execute(statement)).one_or_none()
     return Held(**row._asdict()) if row is not None else None
@@ -272,7 +274,7 @@ _WATCHED = tuple(getattr(App, name) for name in Watched.__struct_fields__)
 
 async def watch_apps(session: AsyncSession, ids: Sequence[str] | None = None) -> list[Watched]:
     """All apps, or those of `ids` that are there."""
-    statement = select(*_WATCHED).order_by(App.id)
+    statement = select(*_WATCHED).where(_there).order_by(App.id)
     if ids is not None:
         statement = statement.where(App.id.in_(ids))
     return [Watched(*row) for row in await session.execute(statement)]
@@ -304,7 +306,7 @@ _ABANDONED = text(
     SELECT apps.id, apps.name, apps.status, apps.job_id,
         CASE WHEN jobs.id IS NULL THEN 'missing' WHEN jobs.status NOT IN ('queued', 'running') THEN jobs.status END
     FROM apps LEFT JOIN jobs ON jobs.id = apps.job_id
-    WHERE apps.status = ANY(:statuses) AND (
+    WHERE apps.status = ANY(:statuses) AND apps.trashed_at IS NULL AND (
         jobs.id IS NULL OR jobs.status NOT IN ('queued', 'running')
         OR (jobs.status = 'running' AND apps.deadline_at < clock_timestamp() - make_interval(secs => :grace)))
     """
@@ -327,7 +329,7 @@ def now() -> Any:
 
 async def find_name(session: AsyncSession, name: str) -> str | None:
     """The id of the app that has `name`, if there is one."""
-    return (await session.execute(select(App.id).where(App.name == name))).scalar_one_or_none()
+    return (await session.execute(select(App.id).where(App.name == name, _there))).scalar_one_or_none()
 
 
 class HeldPort(msgspec.Struct, frozen=True):

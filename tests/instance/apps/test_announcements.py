@@ -36,7 +36,7 @@ async def test_the_life_of_an_app(app: RunningApp, admin: httpx.AsyncClient) -> 
         ("app.stopped", base | {"reason": None}),
         ("app.started", base),
         ("app.restarted", base),
-        ("app.uninstalled", base | {"data_kept": True}),
+        ("app.uninstalled", base | {"data_kept": True, "purge_at": None}),
     ]
     records = await audited(app, app_id)
     assert [(action, kind) for action, kind, _ in records] == [

@@ -151,7 +151,7 @@ def test_behind_our_back(host: Host) -> None:
     host.until(app["id"], "crashed", seconds=2)
     host.client.post(f"/api/apps/{app['id']}/start")
     host.until(app["id"], "running")
-    assert host.client.delete(f"/api/apps/{app['id']}").status_code == 204
+    assert host.client.delete(f"/api/apps/{app['id']}?purge=true").status_code == 204
     assert host.left_over(app["id"]) == []
 
 

@@ -34,6 +34,7 @@ CALLS = [
     ("POST", "/api/apps/import", "apps:write"),
     ("GET", f"/api/apps/{MISSING}", "apps:read"),
     ("DELETE", f"/api/apps/{MISSING}", "apps:write"),
+    ("POST", f"/api/apps/{MISSING}/undelete", "apps:write"),
     ("POST", f"/api/apps/{MISSING}/start", "apps:operate"),
     ("POST", f"/api/apps/{MISSING}/stop", "apps:operate"),
     ("POST", f"/api/apps/{MISSING}/restart", "apps:operate"),
@@ -108,7 +109,7 @@ async def test_install_to_uninstall(app: RunningApp, admin: httpx.AsyncClient) -
     assert (job["kind"], job["status"], job["subject"]) == ("apps.install", "completed", made["id"])
     listed = next(one for one in (await admin.get("/api/apps")).json() if one["id"] == made["id"])
     assert listed == {key: running[key] for key in listed}
-    gone = await admin.delete(f"/api/apps/{made['id']}")
+    gone = await admin.delete(f"/api/apps/{made['id']}?purge=true")
     assert (gone.status_code, gone.content) == (204, b"")
     assert (await admin.get(f"/api/apps/{made['id']}")).status_code == 404
     assert [one for one in engine_of(app).containers if one.app_id == made["id"]] == []
@@ -346,7 +347,17 @@ async def test_the_list(admin: httpx.AsyncClient) -> None:
         link = answer.headers.get("link")
         path = link[1 : link.index(">")] if link else ""
     assert pages == newest
-    for query in ("limit=0", "limit=201", "limit=x", "status=nope", "q=", "cursor=!", "cursor=YQ", "template=%0A"):
+    for query in (
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "status=nope",
+        "q=",
+        "cursor=!",
+        "cursor=YQ",
+        "template=%0A",
+        "trashed=x",
+    ):
         answer = await admin.get(f"/api/apps?{query}")
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter"), query
         assert set(answer.json()["details"]) == {query.partition("=")[0]}

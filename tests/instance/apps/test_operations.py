@@ -75,7 +75,7 @@ async def test_a_step_that_fails_takes_everything_away_again(
         assert again.json()["status_reason"] is None
         await until(admin, app_id, "running")
         break
-    assert (await admin.delete(f"/api/apps/{app_id}")).status_code == 204
+    assert (await admin.delete(f"/api/apps/{app_id}?purge=true")).status_code == 204
     assert left_over(engine, app_id) == []
 
 
@@ -86,7 +86,7 @@ async def test_a_failed_install_can_be_deleted_and_its_job_tried_again(
     first, second = await begin(admin, web), await begin(admin, web)
     for app_id in (first, second):
         failed = await until(admin, app_id, "failed")
-        assert "image does not exist" in failed["status_reason"]
+        assert "has no image" in failed["status_reason"]
         stopped = await admin.post(f"/api/apps/{app_id}/stop")
         assert (stopped.status_code, stopped.json()["code"]) == (409, "app_not_installed")
     assert (await admin.delete(f"/api/apps/{first}")).status_code == 204

@@ -62,7 +62,7 @@ async def test_in_the_middle_of_an_install(host: Host, step: str) -> None:
         assert host.containers(app_id) == 2
         assert host.engine.container(app_id, "web").service.environment["ADMIN"] == SECRET
         assert (await job_of(client, running["job_id"]))["status"] == "completed"
-        assert (await client.delete(f"/api/apps/{app_id}")).status_code == 204
+        assert (await client.delete(f"/api/apps/{app_id}?purge=true")).status_code == 204
         assert host.containers(app_id) == 0
         assert app_id not in host.engine.volumes
 
@@ -89,7 +89,7 @@ async def test_in_the_middle_of_an_uninstall(host: Host, step: str) -> None:
     async with host.process() as client:
         app = await install(client, await web_template(client), config={"admin_password": SECRET})
         arrived, _ = host.engine.hold(step)
-        deleting = asyncio.create_task(client.delete(f"/api/apps/{app['id']}"))
+        deleting = asyncio.create_task(client.delete(f"/api/apps/{app['id']}?purge=true"))
         await asyncio.wait_for(arrived.wait(), 10)
         job = (await show(client, app["id"]))["job_id"]
         deleting.cancel()
