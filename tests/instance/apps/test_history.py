@@ -168,7 +168,7 @@ async def test_old_points_are_forgotten_and_gone_apps_have_none(app: RunningApp,
     assert await stored(app, made["id"], HOUR) == 3
     assert len(await points_of(admin, made["id"], "30d")) == 3
     assert await stored(app, made["id"], DAY) >= 2
-    assert (await admin.delete(f"/api/apps/{made['id']}")).status_code == 204
+    assert (await admin.delete(f"/api/apps/{made['id']}?purge=true")).status_code == 204
     assert [await stored(app, made["id"], step) for step in (MINUTE, HOUR, DAY)] == [0, 0, 0]
 
 
