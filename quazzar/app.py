@@ -54,6 +54,8 @@ from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
 from quazzar.panel.accounts.routes import handlers as panel_account_handlers
+from quazzar.panel.fleet.process import Fleet
+from quazzar.panel.fleet.routes import handlers as fleet_handlers
 from quazzar.panel.tenants.routes import handlers as tenant_handlers
 from quazzar.panel.tenants.tenancy import PanelTenancy
 from quazzar.reference.routes import handlers as reference_handlers
@@ -99,6 +101,7 @@ def panel_router(prefix: str = "") -> Router:
             *reference_handlers,
             *panel_account_handlers,
             *tenant_handlers,
+            *fleet_handlers,
             *job_handlers,
             *event_handlers,
             *audit_handlers,
@@ -152,6 +155,7 @@ class Application:
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
+        self.fleet = Fleet(settings, keyring, database) if "panel" in modes else None
         self.webhooks = Webhooks(
             database, keyring, outbound_policy(settings), settings.webhooks.retry_schedule, identity=identity
         )
@@ -178,6 +182,7 @@ class Application:
                     "reconciler": self._reconciler,
                     "worker": self.worker,
                     "feed": self.feed,
+                    "fleet": self.fleet,
                     "webhooks": self.webhooks,
                     "authenticator": self.accounts.authenticator,
                     "draining": False,

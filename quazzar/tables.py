@@ -9,5 +9,6 @@ import quazzar.core.records
 import quazzar.instance.apps.models
 import quazzar.instance.auth.models
 import quazzar.instance.templates.models
+import quazzar.panel.fleet.models
 import quazzar.panel.tenants.models
 import quazzar.webhooks.models

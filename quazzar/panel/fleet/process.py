@@ -1,0 +1,58 @@
+"""What one panel process keeps of the fleet: the CA, the address that tokens name, and the line to every instance."""
+
+import asyncio
+import ipaddress
+import socket
+
+from quazzar.core.crypto import Keyring
+from quazzar.core.db import Database
+from quazzar.panel.fleet.authority import Authority, ensure_authority
+from quazzar.panel.fleet.service import Address
+from quazzar.settings import Settings
+
+
+class Fleet:
+    """One per process that serves the panel, in `app.state.fleet`."""
+
+    def __init__(self, settings: Settings, keyring: Keyring, database: Database) -> None:
+        self.settings = settings
+        self.keyring = keyring
+        self.database = database
+        self.port = settings.agent.port
+        self._authority: Authority | None = None
+        self._loading = asyncio.Lock()
+
+    async def authority(self) -> Authority:
+        """The panel's CA, made at the first use if there is none."""
+        if self._authority is None:
+            async with self._loading:
+                if self._authority is None:
+                    async with self.database.begin() as session:
+                        self._authority = await ensure_authority(session, self.keyring)
+        return self._authority
+
+    async def address(self) -> Address:
+        """What a registration token says about this panel."""
+        authority = await self.authority()
+        return Address(dialled_host(self.settings), self.port, authority.fingerprint)
+
+
+def dialled_host(settings: Settings) -> str:
+    """The host that instances are told; where the listener stands on all addresses, the one that leads outside."""
+    host = settings.agent_public_host
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        everywhere = False
+    return own_address() if everywhere else host
+
+
+def own_address() -> str:
+    """The address that this machine has towards others; loopback where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: connecting a datagram socket only picks the address (RFC 5737 names nobody).
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])

@@ -1,0 +1,326 @@
+"""The rules of tokens, groups and instances, as their tenant's members use them."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.core.auth import Principal
+from quazzar.core.db import notify, unique_or
+from quazzar.core.errors import Forbidden, Invalid
+from quazzar.core.ids import new_id
+from quazzar.core.paging import Page
+from quazzar.core.records import audit, publish
+from quazzar.core.schema import given, in_utc
+from quazzar.link.metrics import measures
+from quazzar.link.tokens import new_token
+from quazzar.panel.fleet import store
+from quazzar.panel.fleet.channel import CHANNEL, revoked
+from quazzar.panel.fleet.errors import (
+    GroupCycle,
+    GroupNameTaken,
+    GroupNotEmpty,
+    GroupNotFound,
+    InstanceNotFound,
+    TenantNotFound,
+    TokenNotFound,
+)
+from quazzar.panel.fleet.events import InstanceRevoked
+from quazzar.panel.fleet.schemas import (
+    Amount,
+    BackupsOut,
+    Capacity,
+    GroupCreate,
+    GroupUpdate,
+    InstanceUpdate,
+    SeverityCounts,
+    StatusCounts,
+    SummaryOut,
+    TokenCreate,
+    TokenCreated,
+    TokenOut,
+)
+from quazzar.panel.fleet.store import Found, Reach, Wanted
+
+INSTANCE_ID: Final = re.compile(r"inst_[a-z2-7]{26}\Z")
+GROUP_ID: Final = re.compile(r"grp_[a-z2-7]{26}\Z")
+TOKEN_ID: Final = re.compile(r"tok_[a-z2-7]{26}\Z")
+_TOKEN_LIFE: Final = timedelta(hours=1)
+_LONGEST_TOKEN_LIFE: Final = timedelta(days=30)
+_BACKUP_AGE: Final = timedelta(hours=24)
+
+
+class Address:
+    """Where instances dial this panel, and by what they know it."""
+
+    def __init__(self, host: str, port: int, fingerprint: bytes) -> None:
+        self.host = host
+        self.port = port
+        self.fingerprint = fingerprint
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+async def reach_of(session: AsyncSession, tenant_id: str, principal: Principal) -> Reach:
+    """What a caller may see: someone bound to groups and instances sees those, and what lies below the groups."""
+    if principal.resources is None:
+        return Reach()
+    groups = [name for name in principal.resources if name.startswith("grp_")]
+    instances = frozenset(name for name in principal.resources if name.startswith("inst_"))
+    return Reach(instances, frozenset(await store.expand_groups(session, tenant_id, groups)))
+
+
+class FleetService:
+    """One per request, of the tenant that its caller works in."""
+
+    def __init__(self, session: AsyncSession, principal: Principal) -> None:
+        assert principal.tenant_id is not None
+        self._session = session
+        self._principal = principal
+        self._tenant = principal.tenant_id
+
+    def _require_unbound(self) -> None:
+        if self._principal.resources is not None:
+            raise Forbidden("Who is bound to certain groups or instances can't change what lies around them")
+
+    async def _reach(self) -> Reach:
+        return await reach_of(self._session, self._tenant, self._principal)
+
+    # --- registration tokens ---------------------------------------------------------------------------------------
+
+    async def create_token(self, data: TokenCreate, address: Address) -> TokenCreated:
+        """Raises `Invalid` with every field that fails, `TenantNotFound`."""
+        self._require_unbound()
+        if data.tenant_id is not None and data.tenant_id != self._tenant:
+            raise TenantNotFound
+        now = datetime.now(UTC)
+        expires_at = in_utc(data.expires_at, "expires_at") if data.expires_at is not None else now + _TOKEN_LIFE
+        problems = {}
+        if expires_at <= now:
+            problems["expires_at"] = "Expires at must lie ahead"
+        elif expires_at > now + _LONGEST_TOKEN_LIFE:
+            problems["expires_at"] = "Expires at must be within 30 days"
+        if data.group_id is not None and await store.get_group(self._session, self._tenant, data.group_id) is None:
+            problems["group_id"] = "There is no such group"
+        if problems:
+            raise Invalid(details=problems)
+        token = new_token(host=address.host, port=address.port, fingerprint=address.fingerprint, tenant_id=self._tenant)
+        row = await store.add_token(
+            self._session,
+            self._tenant,
+            id=new_id("tok"),
+            name=data.name,
+            token_hash=token.digest,
+            max_uses=data.max_uses,
+            tags=sorted(set(data.tags)),
+            group_id=data.group_id,
+            created_by=self._principal.user_id,
+            expires_at=expires_at,
+        )
+        shown = {name: getattr(row, name) for name in TokenOut.__struct_fields__}
+        after = {"name": row.name, "max_uses": row.max_uses, "tags": row.tags, "group_id": row.group_id}
+        audit(
+            self._session,
+            "fleet_token.create",
+            subject=row.id,
+            after=after | {"expires_at": row.expires_at.isoformat()},
+        )
+        return TokenCreated(
+            **shown, token=token.encode(), agent_address=str(address), ca_fingerprint=address.fingerprint.hex()
+        )
+
+    async def find_tokens(self, page: Page) -> Sequence[Found]:
+        self._require_unbound()
+        return await store.find_tokens(self._session, self._tenant, page)
+
+    async def delete_token(self, token_id: str) -> None:
+        """Nobody can join by it any more; who has joined stays. Raises `TokenNotFound`."""
+        self._require_unbound()
+        name = await store.delete_token(self._session, self._tenant, token_id) if TOKEN_ID.match(token_id) else None
+        if name is None:
+            raise TokenNotFound
+        audit(self._session, "fleet_token.delete", subject=token_id, before={"name": name})
+
+    # --- groups ----------------------------------------------------------------------------------------------------
+
+    async def find_groups(self, page: Page) -> Sequence[Found]:
+        reach = await self._reach()
+        within = None if reach.instances is None else reach.groups
+        return await store.find_groups(self._session, self._tenant, page, within=within)
+
+    async def get_group(self, group_id: str) -> Found:
+        """Raises `GroupNotFound`."""
+        reach = await self._reach()
+        row = await store.get_group(self._session, self._tenant, group_id) if GROUP_ID.match(group_id) else None
+        if row is None or (reach.instances is not None and group_id not in reach.groups):
+            raise GroupNotFound
+        return row
+
+    async def create_group(self, data: GroupCreate) -> Found:
+        """Raises `GroupNameTaken`, `Invalid` for a parent that does not exist."""
+        self._require_unbound()
+        await store.lock_groups(self._session, self._tenant)
+        await self._check_parent(data.parent_id, None)
+        group_id = new_id("grp")
+        async with unique_or(GroupNameTaken(details={"name": "A group of this name exists already"})):
+            await store.add_group(self._session, self._tenant, id=group_id, name=data.name, parent_id=data.parent_id)
+        audit(self._session, "group.create", subject=group_id, after={"name": data.name, "parent_id": data.parent_id})
+        return await self.get_group(group_id)
+
+    async def update_group(self, group_id: str, data: GroupUpdate) -> Found:
+        """Raises `GroupNotFound`, `GroupNameTaken`, `GroupCycle`, `Invalid`."""
+        self._require_unbound()
+        await store.lock_groups(self._session, self._tenant)
+        before = await self.get_group(group_id)
+        values = given(data)
+        if "parent_id" in values:
+            await self._check_parent(values["parent_id"], group_id)
+        if values:
+            async with unique_or(GroupNameTaken(details={"name": "A group of this name exists already"})):
+                await store.update_group(self._session, self._tenant, group_id, **values)
+            former = {name: getattr(before, name) for name in values}
+            audit(self._session, "group.update", subject=group_id, before=former, after=values)
+        return await self.get_group(group_id)
+
+    async def delete_group(self, group_id: str) -> None:
+        """Raises `GroupNotFound`, `GroupNotEmpty` while there are groups below it."""
+        self._require_unbound()
+        await store.lock_groups(self._session, self._tenant)
+        before = await self.get_group(group_id)
+        if await store.has_children(self._session, self._tenant, group_id):
+            raise GroupNotEmpty
+        await store.delete_group(self._session, self._tenant, group_id)
+        audit(self._session, "group.delete", subject=group_id, before={"name": before.name})
+
+    async def _check_parent(self, parent_id: str | None, group_id: str | None) -> None:
+        if parent_id is None:
+            return
+        if await store.get_group(self._session, self._tenant, parent_id) is None:
+            raise Invalid(details={"parent_id": "There is no such group"})
+        above = await store.depth_above(self._session, self._tenant, parent_id)
+        if group_id in above:
+            raise GroupCycle(details={"parent_id": "A group can't lie below itself"})
+        if len(above) >= store.MOST_DEPTH:
+            raise Invalid(details={"parent_id": f"Groups can be nested {store.MOST_DEPTH} deep"})
+
+    # --- instances -------------------------------------------------------------------------------------------------
+
+    async def find(
+        self,
+        page: Page,
+        *,
+        status: Sequence[str] = (),
+        tag: Sequence[str] = (),
+        group: str | None = None,
+        version: str | None = None,
+        q: str | None = None,
+    ) -> Sequence[Found]:
+        """Of those that the caller may see; a group that does not exist holds none."""
+        groups = None if group is None else tuple(await store.expand_groups(self._session, self._tenant, [group]))
+        wanted = Wanted(statuses=tuple(status), tags=tuple(tag), groups=groups, version=version, q=q)
+        return await store.find_instances(self._session, self._tenant, await self._reach(), wanted, page)
+
+    async def get(self, instance_id: str) -> Found:
+        """Raises `InstanceNotFound`, also for what a bound caller may not see."""
+        reach = await self._reach()
+        known = INSTANCE_ID.match(instance_id)
+        row = await store.get_instance(self._session, self._tenant, reach, instance_id) if known else None
+        if row is None:
+            raise InstanceNotFound
+        return row
+
+    async def update(self, instance_id: str, data: InstanceUpdate) -> Found:
+        """Raises `InstanceNotFound`, `Invalid` for a group that does not exist."""
+        before = await self.get(instance_id)
+        values = given(data)
+        if values.get("group_id") is not None:
+            self._require_unbound()
+            if await store.get_group(self._session, self._tenant, values["group_id"]) is None:
+                raise Invalid(details={"group_id": "There is no such group"})
+        if "tags" in values:
+            values["tags"] = sorted(set(values["tags"]))
+        if values:
+            await store.update_instance(self._session, self._tenant, instance_id, **values)
+            former = {name: getattr(before, name) for name in values}
+            audit(self._session, "instance.update", subject=instance_id, before=former, after=values)
+        return await self.get(instance_id)
+
+    async def delete(self, instance_id: str) -> None:
+        """Revoke its certificate and cut its line; an instance that is revoked already is forgotten.
+
+        Raises `InstanceNotFound`.
+        """
+        before = await self.get(instance_id)
+        if before.status == "revoked":
+            await store.delete_instance(self._session, self._tenant, instance_id)
+            audit(self._session, "instance.forget", subject=instance_id, before={"name": before.name})
+            return
+        await revoke(self._session, self._tenant, instance_id, before.name, "It was deleted on the panel")
+
+    # --- the whole -------------------------------------------------------------------------------------------------
+
+    async def summary(self) -> SummaryOut:
+        rows = await store.find_totals(self._session, self._tenant, await self._reach())
+        return summed(rows, datetime.now(UTC))
+
+
+async def revoke(session: AsyncSession, tenant_id: str, instance_id: str, name: str, reason: str) -> None:
+    """End an instance's membership: whichever process holds its socket hears of it with the commit."""
+    now = datetime.now(UTC)
+    await store.update_instance(
+        session,
+        tenant_id,
+        instance_id,
+        status="revoked",
+        status_reason=reason,
+        status_since=now,
+        revoked_at=now,
+        health_score=0,
+        checks=[],
+    )
+    audit(session, "instance.revoke", subject=instance_id, before={"name": name})
+    publish(
+        session,
+        InstanceRevoked(instance_id=instance_id, name=name, reason=reason),
+        subject=instance_id,
+        realm="panel",
+        tenant_id=tenant_id,
+    )
+    await notify(session, CHANNEL, revoked(instance_id))
+
+
+def summed(rows: Sequence[Any], now: datetime) -> SummaryOut:
+    """The summary of one row for each instance."""
+    status, alerts = StatusCounts(), SeverityCounts()
+    versions: dict[str, int] = {}
+    cpu, memory, disk = Amount(), Amount(), Amount()
+    apps = stale = 0
+    for row in rows:
+        setattr(status, row.status, getattr(status, row.status) + 1)
+        versions[row.version] = versions.get(row.version, 0) + 1
+        apps += row.apps
+        stale += row.backup_at is None or now - row.backup_at > _BACKUP_AGE
+        for check in row.checks:
+            setattr(alerts, check["severity"], getattr(alerts, check["severity"]) + 1)
+        if row.status != "offline":
+            measured = measures(row.measured)
+            _add(cpu, row.cpu_cores, row.cpu_cores * measured.get("cpu_percent", 0) / 100)
+            _add(memory, row.memory_bytes, measured.get("memory_used_bytes", 0))
+            _add(disk, row.disk_bytes, measured.get("disk_used_bytes", 0))
+    return SummaryOut(
+        instances=len(rows),
+        status=status,
+        versions=dict(sorted(versions.items())),
+        apps=apps,
+        capacity=Capacity(cpu_cores=cpu, memory_bytes=memory, disk_bytes=disk),
+        alerts=alerts,
+        backups=BackupsOut(stale_instances=stale),
+    )
+
+
+def _add(amount: Amount, total: float, used: float) -> None:
+    amount.total += total
+    amount.used = round(amount.used + used, 3)

@@ -1,0 +1,136 @@
+"""Registration tokens: what they carry, how often they count, and that nobody else's can be seen."""
+
+import asyncio
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from quazzar.core.db import Database
+from quazzar.link.tokens import RegistrationToken, TokenProblem, new_token, parse_token
+from quazzar.panel.fleet import store
+from tests.conftest import RunningApp
+from tests.panel.fleet.conftest import Tenant
+
+
+async def create(tenant: Tenant, **body: Any) -> dict[str, Any]:
+    answer = await tenant.http.post("/api/fleet/tokens", json={"name": "test"} | body)
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+async def test_a_token_says_where_the_panel_is_and_how_to_know_it(ada: Tenant, app: RunningApp) -> None:
+    group = (await ada.http.post("/api/fleet/groups", json={"name": uuid.uuid4().hex})).json()
+    made = await create(ada, tags=["b", "a", "b"], group_id=group["id"], max_uses=3)
+    token = parse_token(made["token"])
+    authority = await app.asgi.app.state.fleet.authority()
+    assert token.fingerprint == authority.fingerprint == bytes.fromhex(made["ca_fingerprint"])
+    assert made["agent_address"] == f"{token.host}:{token.port}"
+    assert token.tenant_id == ada.id == made["tenant_id"]
+    assert (made["tags"], made["group_id"], made["max_uses"], made["uses"]) == (["a", "b"], group["id"], 3, 0)
+    life = datetime.fromisoformat(made["expires_at"]) - datetime.now(UTC)
+    assert timedelta(minutes=55) < life <= timedelta(hours=1)
+    # Shown once: neither in the list nor in the audit record, and in the database as a hash.
+    (listed,) = [one for one in (await ada.http.get("/api/fleet/tokens")).json() if one["id"] == made["id"]]
+    assert listed == {key: made[key] for key in listed}
+    assert {"token", "ca_fingerprint", "agent_address"} & listed.keys() == set()
+    async with app.database.begin(tenant=ada.id) as session:
+        row = (await session.execute(text("SELECT CAST(t AS text) FROM fleet_tokens t WHERE id = :id"), made)).scalar()
+        assert token.secret.hex() not in str(row)
+    (record,) = await audited_of(app, ada, made["id"])
+    assert record[0] == "fleet_token.create"
+    assert made["token"] not in str(record)
+
+
+async def audited_of(app: RunningApp, tenant: Tenant, subject: str) -> list[Any]:
+    async with app.database.begin(tenant=tenant.id) as session:
+        query = text("SELECT action, actor_kind, after FROM audit_records WHERE subject = :subject ORDER BY number")
+        return list((await session.execute(query, {"subject": subject})).all())
+
+
+async def test_all_that_is_wrong_with_a_token_is_said_at_once(ada: Tenant) -> None:
+    body = {"name": "", "max_uses": 0, "tags": ["Ä"], "group_id": "grp_x", "expire_at": 1}
+    answer = await ada.http.post("/api/fleet/tokens", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["details"].keys() == {"name", "max_uses", "tags.0", "group_id", "expire_at"}
+    body = {"name": "x", "group_id": "grp_" + "a" * 26, "expires_at": "2020-01-01T00:00:00Z"}
+    answer = await ada.http.post("/api/fleet/tokens", json=body)
+    assert answer.json()["details"].keys() == {"group_id", "expires_at"}
+    late = (datetime.now(UTC) + timedelta(days=31)).isoformat()
+    answer = await ada.http.post("/api/fleet/tokens", json={"name": "x", "expires_at": late})
+    assert answer.json()["details"].keys() == {"expires_at"}
+
+
+async def test_foreign_tokens_tenants_and_groups_do_not_exist(ada: Tenant, eve: Tenant) -> None:
+    made = await create(ada)
+    group = (await ada.http.post("/api/fleet/groups", json={"name": uuid.uuid4().hex})).json()
+    assert made["id"] not in {one["id"] for one in (await eve.http.get("/api/fleet/tokens")).json()}
+    foreign = await eve.http.delete(f"/api/fleet/tokens/{made['id']}")
+    unknown = await eve.http.delete("/api/fleet/tokens/tok_" + "a" * 26)
+    assert foreign.status_code == unknown.status_code == 404
+    assert foreign.json() | {"request_id": ""} == unknown.json() | {"request_id": ""}
+    assert (await eve.http.post("/api/fleet/tokens", json={"name": "x", "group_id": group["id"]})).status_code == 422
+    other = await eve.http.post("/api/fleet/tokens", json={"name": "x", "tenant_id": ada.id})
+    assert (other.status_code, other.json()["code"]) == (404, "tenant_not_found")
+    assert (await ada.http.delete(f"/api/fleet/tokens/{made['id']}")).status_code == 204
+    assert (await ada.http.delete(f"/api/fleet/tokens/{made['id']}")).status_code == 404
+
+
+async def test_fifty_at_once_use_a_token_as_often_as_it_allows(ada: Tenant, app: RunningApp) -> None:
+    for most in (1, 7):
+        token = parse_token((await create(ada, max_uses=most))["token"])
+
+        async def use(token: RegistrationToken = token) -> bool:
+            async with app.database.begin(tenant=ada.id) as session:
+                return await store.use_token(session, ada.id, token.digest) is not None
+
+        assert sum(await asyncio.gather(*(use() for _ in range(50)))) == most
+
+
+async def test_an_expired_token_and_one_of_another_tenant_are_not_used(
+    ada: Tenant, eve: Tenant, database: Database
+) -> None:
+    made = await create(ada)
+    token = parse_token(made["token"])
+    async with database.begin(tenant=eve.id) as session:
+        assert await store.use_token(session, eve.id, token.digest) is None
+        # The wall in the database holds where the argument is wrong.
+        assert await store.use_token(session, ada.id, token.digest) is None
+    async with database.begin(tenant=ada.id) as session:
+        await session.execute(text("UPDATE fleet_tokens SET expires_at = now() WHERE id = :id"), made)
+    async with database.begin(tenant=ada.id) as session:
+        assert await store.use_token(session, ada.id, token.digest) is None
+
+
+HOSTS = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-:", min_size=1, max_size=253)
+
+
+@given(HOSTS, st.integers(1, 65535), st.binary(min_size=32, max_size=32))
+def test_a_token_is_read_as_it_was_written(host: str, port: int, fingerprint: bytes) -> None:
+    token = new_token(host=host, port=port, fingerprint=fingerprint, tenant_id="ten_" + "a" * 26)
+    written = token.encode()
+    assert parse_token(f" {written}\n") == token
+    assert written.startswith("qze_")
+    assert str(token.secret.hex()) not in repr(token)
+
+
+@given(st.data())
+def test_a_mistyped_token_is_noticed(data: st.DataObject) -> None:
+    written = new_token(host="h", port=1, fingerprint=bytes(32), tenant_id="ten_" + "a" * 26).encode()
+    place = data.draw(st.integers(0, len(written) - 1))
+    letter = data.draw(st.sampled_from("abcXYZ019_-"))
+    changed = written[:place] + letter + written[place + 1 :]
+    if changed != written:
+        with pytest.raises(TokenProblem):
+            parse_token(changed)
+
+
+@given(st.one_of(st.text(max_size=300), st.text("qze_abc-", max_size=400)))
+def test_no_text_breaks_the_parser(written: str) -> None:
+    with pytest.raises(TokenProblem):
+        parse_token(written)
