@@ -68,31 +68,31 @@ _PORT_TRIES = 5
 @job("apps.install", concurrency=4, timeout_seconds=INSTALL_SECONDS + 60)
 async def install(run: JobRun, app_id: str) -> None:
     """Images, networks, volumes, containers, health; a failure takes all of it away again and says why."""
-    async with _operation(run, app_id, "installing", INSTALL_SECONDS) as work:
+    async with operation(run, app_id, "installing", INSTALL_SECONDS) as work:
         if work is not None:
-            await _bring_up(work)
+            await bring_up(work)
 
 
 @job("apps.start", concurrency=8, timeout_seconds=START_SECONDS + 60)
 async def start(run: JobRun, app_id: str) -> None:
     """What stopped is started, what was removed behind our back is made anew over the same volumes."""
-    async with _operation(run, app_id, "starting", START_SECONDS) as work:
+    async with operation(run, app_id, "starting", START_SECONDS) as work:
         if work is not None:
-            await _bring_up(work)
+            await bring_up(work)
 
 
 @job("apps.restart", concurrency=8, timeout_seconds=START_SECONDS + 60)
 async def restart(run: JobRun, app_id: str) -> None:
-    async with _operation(run, app_id, "restarting", START_SECONDS) as work:
+    async with operation(run, app_id, "restarting", START_SECONDS) as work:
         if work is not None:
             work.step(0.1, "Stopping")
             await work.patiently(lambda: work.runtime.stop(app_id))
-            await _bring_up(work)
+            await bring_up(work)
 
 
 @job("apps.stop", concurrency=8, timeout_seconds=STOP_SECONDS + 60)
 async def stop(run: JobRun, app_id: str) -> None:
-    async with _operation(run, app_id, "stopping", STOP_SECONDS) as work:
+    async with operation(run, app_id, "stopping", STOP_SECONDS) as work:
         if work is not None:
             work.step(0.1, "Stopping")
             await work.patiently(lambda: work.runtime.stop(app_id))
@@ -102,7 +102,7 @@ async def stop(run: JobRun, app_id: str) -> None:
 @job("apps.uninstall", concurrency=8, timeout_seconds=UNINSTALL_SECONDS + 60, cancellable=False)
 async def uninstall(run: JobRun, app_id: str, keep_data: bool = False) -> None:
     """Takes the app off the engine, then forgets it. Volumes stay on the engine with `keep_data`."""
-    async with _operation(run, app_id, "uninstalling", UNINSTALL_SECONDS) as work:
+    async with operation(run, app_id, "uninstalling", UNINSTALL_SECONDS) as work:
         if work is None:
             return
         work.step(0.1, "Removing containers" if keep_data else "Removing containers and data")
@@ -116,7 +116,7 @@ async def uninstall(run: JobRun, app_id: str, keep_data: bool = False) -> None:
 @job("apps.trash", concurrency=8, timeout_seconds=UNINSTALL_SECONDS + 60, cancellable=False)
 async def trash(run: JobRun, app_id: str) -> None:
     """Takes the app off the engine but for its volumes, which wait in the trash for its return or its purge."""
-    async with _operation(run, app_id, "uninstalling", UNINSTALL_SECONDS) as work:
+    async with operation(run, app_id, "uninstalling", UNINSTALL_SECONDS) as work:
         if work is None:
             return
         work.step(0.1, "Removing containers; the data goes into the trash")
@@ -130,7 +130,7 @@ async def trash(run: JobRun, app_id: str) -> None:
                 publish(session, gone, subject=app_id)
 
 
-class _Work:
+class Work:
     """One app in the hands of one job."""
 
     def __init__(self, run: JobRun, app: store.Held, status: AppStatus) -> None:
@@ -265,7 +265,7 @@ class _Work:
 
 
 @contextlib.asynccontextmanager
-async def _operation(run: JobRun, app_id: str, status: AppStatus, seconds: float) -> AsyncIterator[_Work | None]:
+async def operation(run: JobRun, app_id: str, status: AppStatus, seconds: float) -> AsyncIterator[Work | None]:
     """Claims the app for the block, None when it is not this job's any more, and turns every failure into its end."""
     again = _AGAIN_DOWN if status in {"stopping", "uninstalling"} else _AGAIN_UP
     async with app_lock(app_id):
@@ -275,7 +275,7 @@ async def _operation(run: JobRun, app_id: str, status: AppStatus, seconds: float
             run.log("Nothing to do: the app is gone, or is in another state by now")
             yield None
             return
-        work = _Work(run, app, status)
+        work = Work(run, app, status)
         try:
             async with asyncio.timeout(seconds) as limit:
                 yield work
@@ -302,7 +302,7 @@ async def _operation(run: JobRun, app_id: str, status: AppStatus, seconds: float
             raise
 
 
-async def _bring_up(work: _Work) -> None:
+async def bring_up(work: Work) -> None:
     spec = work.spec()
     await work.patiently(lambda: work.runtime.pull(spec, work.within(0.05, 0.6)))
     for attempt in range(_PORT_TRIES):
@@ -314,7 +314,7 @@ async def _bring_up(work: _Work) -> None:
                 raise
             spec = work.spec()
     work.step(0.9, "Waiting for the services to be ready")
-    verdict = await _settled(work)
+    verdict = await settled(work)
     if verdict.reason is not None:
         work.run.log(verdict.reason)
     await work.finish(verdict.status, verdict.reason, installed=True)
@@ -322,7 +322,7 @@ async def _bring_up(work: _Work) -> None:
         raise JobFailed(verdict.reason or "The app crashed")
 
 
-async def _exchange_ports(work: _Work) -> bool:
+async def _exchange_ports(work: Work) -> bool:
     """Give an app that is being installed other ports for its `auto` ones; False when it has none to exchange.
 
     An app that has been installed keeps its ports: people and proxies know them.
@@ -351,7 +351,7 @@ async def _exchange_ports(work: _Work) -> bool:
     return True
 
 
-async def _settled(work: _Work) -> Verdict:
+async def settled(work: Work) -> Verdict:
     """The verdict on an app that was just started, once health checks and restarts have come to rest."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
