@@ -45,6 +45,17 @@ class Image(msgspec.Struct, frozen=True):
         )
 
 
+def pinned(name: str, digest: str) -> str:
+    """The name of exactly one image, where no tag can move it."""
+    image = Image.parse(name)
+    return f"{image.repository if image is not None else name}@{digest}"
+
+
+def is_pinned(name: str) -> bool:
+    """Whether a name says by itself which image it means."""
+    return "@" in name
+
+
 def registry_of(name: str) -> str:
     """The registry that an image name means; `docker.io` for what is no image name either."""
     image = Image.parse(name)

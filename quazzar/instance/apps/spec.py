@@ -86,8 +86,11 @@ class AttachmentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """`digest` says which image is meant, whatever the tag in `image` has come to mean since."""
+
     name: str
     image: str
+    digest: str | None = None
     command: tuple[str, ...] | None = None
     entrypoint: tuple[str, ...] | None = None
     environment: dict[str, str] = {}

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from quazzar.instance.apps.images import registry_of
+from quazzar.instance.apps.images import pinned, registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     AppState,
@@ -89,21 +89,22 @@ class DockerRuntime:
     async def pull(
         self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
     ) -> dict[str, str]:
-        names = sorted({service.image for service in spec.services})
+        images = sorted({service.image: service.digest for service in spec.services}.items())
         digests: dict[str, str] = {}
-        for index, name in enumerate(names):
-            step = f"Pulling {name}" + (f" ({index + 1} of {len(names)})" if len(names) > 1 else "")
+        for index, (name, wanted) in enumerate(images):
+            step = f"Pulling {name}" + (f" ({index + 1} of {len(images)})" if len(images) > 1 else "")
 
             async def progress(done: float, index: int = index, step: str = step) -> None:
-                await report((index + done) / len(names), step)
+                await report((index + done) / len(images), step)
 
-            digest = await self._images.digest(name)
+            digest = await self._images.digest(name, wanted)
             if digest is None:
                 await progress(0)
-                await self._images.pull(name, (logins or {}).get(registry_of(name)), progress)
+                source = name if wanted is None else pinned(name, wanted)
+                await self._images.pull(source, (logins or {}).get(registry_of(name)), progress)
                 # Raises when somebody removed it in the same moment.
-                await self._images.inspect(name)
-                digest = await self._images.digest(name)
+                await self._images.resolve(name, wanted)
+                digest = await self._images.digest(name, wanted)
             digests[name] = digest or ""
             await progress(1)
         return digests
@@ -121,7 +122,7 @@ class DockerRuntime:
         kept = plan.kept((one for one in present if one.state.name in whole), digests)
         # Before anything is stopped: an app must not go down for an update that can't come up.
         images = {
-            service.name: await self._images.inspect(service.image, service=service.name)
+            service.name: await self._images.resolve(service.image, service.digest, service=service.name)
             for service in spec.services
             if service.name not in kept
         }
@@ -148,13 +149,15 @@ class DockerRuntime:
             if held is None:
                 await tick(f"Creating {service.name}")
                 labels = objects.container_labels(spec, service, order=index, digest=digests[service.name])
+                reference, image = images[service.name]
+                made = msgspec.structs.replace(service, image=reference)
                 config = objects.container_config(
-                    service,
+                    made,
                     container_labels=labels,
-                    volumes=await self._mounts(spec, service, volumes, images[service.name]),
+                    volumes=await self._mounts(spec, made, volumes, image),
                     runs_once=service.name in awaited,
                 )
-                ids[service.name] = await self._create(spec, service, config)
+                ids[service.name] = await self._create(spec, made, config)
             await self._await_dependencies(service.name, service.depends_on, ids, tick)
             await tick(f"Starting {service.name}")
             await self._start(ids[service.name], service.name, paused=_is_paused(held))

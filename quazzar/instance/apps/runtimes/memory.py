@@ -252,6 +252,11 @@ class MemoryEngine:
         pinned = name.rpartition("@")[2] if "@" in name else None
         return pinned or self.moved_tags.get(name) or f"sha256:{sha256(name.encode()).hexdigest()}"
 
+    def present(self, name: str, digest: str | None) -> str | None:
+        """The digest of a present image, of exactly that one where a digest is given; None when it is not there."""
+        found = self.images.get(name)
+        return found if digest in {None, found} else self.images.get(f"{name}@{digest}")
+
     @property
     def changed(self) -> asyncio.Event:
         """Set as soon as something is printed, happens or breaks after now."""
@@ -392,15 +397,19 @@ class MemoryRuntime:
     async def pull(
         self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
     ) -> dict[str, str]:
-        names = sorted({service.image for service in spec.services})
-        for index, name in enumerate(names):
-            if name not in self.engine.images:
-                await report(index / len(names), f"Pulling {name}")
+        images = sorted({service.image: service.digest for service in spec.services}.items())
+        digests: dict[str, str] = {}
+        for index, (name, wanted) in enumerate(images):
+            if self.engine.present(name, wanted) is None:
+                await report(index / len(images), f"Pulling {name}")
                 await self.engine.reach(f"pull:{name}")
-                registry = registry_of(name)
-                self.engine.images[name] = self.engine.remote_digest(name, (logins or {}).get(registry))
-            await report((index + 1) / len(names), f"Pulling {name}")
-        return {name: self.engine.images[name] for name in names}
+                digest = self.engine.remote_digest(name, (logins or {}).get(registry_of(name)))
+                if f"{name}@{wanted}" in self.engine.unknown_images:
+                    raise ImageNotFound(f"The registry {registry_of(name)} has no such image any more")
+                self.engine.images[name if wanted is None else f"{name}@{wanted}"] = wanted or digest
+            digests[name] = self.engine.present(name, wanted) or ""
+            await report((index + 1) / len(images), f"Pulling {name}")
+        return digests
 
     async def remote_digest(self, image: str, login: RegistryLogin | None = None) -> str:
         await self.engine.reach(f"remote:{image}")
@@ -412,7 +421,7 @@ class MemoryRuntime:
         digests = {service.name: service_digest(spec, service) for service in spec.services}
         kept = plan.kept((one.held() for one in present), digests)
         for service in spec.services:
-            if service.name not in kept and service.image not in self.engine.images:
+            if service.name not in kept and self.engine.present(service.image, service.digest) is None:
                 raise ImageNotFound(f"The image {service.image} is not present", service=service.name)
         stays = {one.id for one in kept.values()}
         stale = [one for one in present if one.id not in stays]
@@ -648,7 +657,7 @@ class MemoryRuntime:
             digest=digest,
             order=order,
             behaviour=behaviours.get(service.name) or behaviours.get(service.image) or Behaviour(),
-            image_digest=self.engine.images[service.image],
+            image_digest=self.engine.present(service.image, service.digest) or "",
         )
         if runs_once and service.restart.policy in {"always", "unless-stopped"}:
             made.service = msgspec.structs.replace(

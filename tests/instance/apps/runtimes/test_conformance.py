@@ -149,6 +149,31 @@ async def test_a_registry_says_what_it_has_now(lab: Lab) -> None:
         await lab.runtime.remote_digest(lab.unknown_image)
 
 
+async def test_a_digest_holds_an_image_while_its_tag_moves(lab: Lab) -> None:
+    name = lab.remote()
+    first = (await lab.runtime.pull(app_spec(lab.service("a", image=name)), Progress()))[name]
+    lab.move_tag(name)
+    second = await lab.runtime.remote_digest(name)
+
+    def of(digest: str) -> AppSpec:
+        return app_spec(lab.service("a", image=name, digest=digest))
+
+    # A digest that is not there is pulled, whatever the tag here or there says.
+    spec = of(first)
+    assert await lab.runtime.pull(spec, Progress()) == {name: first}
+    await lab.runtime.up(spec, Progress())
+    other = changed(spec, lab.service("a", image=name, digest=second))
+    with pytest.raises(ImageNotFound):
+        await lab.runtime.up(other, Progress())
+    for wanted, digest in ((other, second), (spec, first)):
+        assert await lab.runtime.pull(wanted, Progress()) == {name: digest}
+        await lab.runtime.up(wanted, Progress())
+        service = await lab.one(spec.app_id, "a")
+        assert (service.status, service.image, service.image_digest) == ("running", name, digest)
+    with pytest.raises(ImageNotFound):
+        await lab.runtime.up(of("sha256:" + "0" * 64), Progress())
+
+
 async def test_a_private_registry_takes_the_login_of_its_name(lab: Lab) -> None:
     name, login = lab.private()
     registry = name.partition("/")[0]

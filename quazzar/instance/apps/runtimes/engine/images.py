@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from quazzar.instance.apps.images import Image
+from quazzar.instance.apps.images import Image, pinned
 from quazzar.instance.apps.runtimes.base import (
     ImageNotFound,
     LoginRefused,
@@ -44,12 +44,29 @@ class Images:
         except (Gone, ImageNotFound) as error:
             raise ImageNotFound(f"The image {name} is not present", service=service) from error
 
-    async def digest(self, name: str) -> str | None:
+    async def resolve(
+        self, name: str, digest: str | None, *, service: str | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """What to call a present image by, and the engine's word on it. Raises `ImageNotFound`.
+
+        With a digest (or the id of an image that came from no registry) it is that image and no other.
+        """
+        if digest is None:
+            return name, await self.inspect(name, service=service)
+        for reference in (name, pinned(name, digest), digest):
+            with contextlib.suppress(ImageNotFound):
+                inspected = await self.inspect(reference, service=service)
+                if digest in {_digest(inspected, name), inspected["Id"]}:
+                    return reference, inspected
+        raise ImageNotFound(f"The image {name} is not present as it was when it was pulled", service=service)
+
+    async def digest(self, name: str, wanted: str | None = None) -> str | None:
         """The digest of a present image (or its id where it came from no registry); None when it is not there."""
         try:
-            return _digest(await self.inspect(name), name)
+            _, inspected = await self.resolve(name, wanted)
         except ImageNotFound:
             return None
+        return wanted or _digest(inspected, name)
 
     async def digest_of(self, image_id: str, name: str) -> str:
         """The digest of the image that a container was made from; its id when the engine has no more of it."""

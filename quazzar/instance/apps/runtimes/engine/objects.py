@@ -28,6 +28,8 @@ SERVICE = "io.quazzar.service"
 SPEC = "io.quazzar.spec"
 ORDER = "io.quazzar.order"
 DEPENDS = "io.quazzar.depends"
+IMAGE = "io.quazzar.image"
+"""The image as the template names it; the engine may have been told a digest."""
 VOLUME = "io.quazzar.volume"
 NETWORK = "io.quazzar.network"
 FILES = "io.quazzar.files"
@@ -79,7 +81,14 @@ def container_labels(spec: AppSpec, service: ServiceSpec, *, order: int, digest:
     depends = ",".join(
         f"{one.service}:{one.condition}:{'required' if one.required else 'optional'}" for one in service.depends_on
     )
-    ours = {PROJECT: spec.project, SERVICE: service.name, SPEC: digest, ORDER: str(order), DEPENDS: depends}
+    ours = {
+        PROJECT: spec.project,
+        SERVICE: service.name,
+        SPEC: digest,
+        ORDER: str(order),
+        DEPENDS: depends,
+        IMAGE: service.image,
+    }
     return service.labels | labels(spec.app_id, ours)
 
 
@@ -240,7 +249,7 @@ def held(inspected: Mapping[str, Any], *, image_digest: str | None) -> Held:
     service = ServiceState(
         name=found[SERVICE],
         container_id=inspected["Id"],
-        image=config["Image"],
+        image=found.get(IMAGE) or config["Image"],
         image_digest=image_digest,
         status="dead" if status == "removing" else status,
         # An engine keeps the last word on health when a container stops; it says nothing then.
