@@ -41,12 +41,12 @@ from quazzar.events.feed import Feed
 from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
 from quazzar.instance.apps.history import Collector
-from quazzar.instance.apps.jobs import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import RuntimeConfig, make_runtime
 from quazzar.instance.apps.runtimes.docker import DockerConfig
 from quazzar.instance.apps.runtimes.memory import MemoryConfig
+from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
 from quazzar.instance.system.jobs import DATA_DIR

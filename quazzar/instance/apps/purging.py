@@ -4,9 +4,10 @@ from quazzar.core.jobs import JobFailed, JobRun, RetryLater, enqueue, job, sched
 from quazzar.core.records import audit, publish
 from quazzar.instance.apps import store, trash_store
 from quazzar.instance.apps.events import AppPurged
-from quazzar.instance.apps.jobs import RUNTIME, SETTINGS, UNINSTALL_SECONDS
+from quazzar.instance.apps.jobs import UNINSTALL_SECONDS
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable
+from quazzar.instance.apps.work import RUNTIME, SETTINGS
 
 LOOK_SECONDS = 600.0
 _AGAIN_SECONDS = 30.0

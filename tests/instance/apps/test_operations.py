@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from quazzar.core.jobs import JobRun
-from quazzar.instance.apps import jobs, service, store
+from quazzar.instance.apps import jobs, service, store, work
 from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable
 from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryEngine, MemoryRuntime
@@ -155,7 +155,7 @@ async def test_an_engine_that_stays_away_ends_the_operation_at_its_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jobs, "INSTALL_SECONDS", 1.0)
-    monkeypatch.setattr(jobs, "_CLEAN_UP_SECONDS", 0.2)
+    monkeypatch.setattr(work, "_CLEAN_UP_SECONDS", 0.2)
     arrived, go_on = engine.hold("start:web")
     app_id = await begin(admin, web)
     await asyncio.wait_for(arrived.wait(), 10)

@@ -197,7 +197,8 @@ class Runtime(Protocol):
         """Make all images of `spec` present. Gives image → digest (or image id where the image has no digest).
 
         An image that is present is not pulled again; for a service with a digest it is that image and no other.
-        `logins` are keyed by registry host as image names carry it (`docker.io` for names without one). Raises `ImageNotFound`, `LoginRefused`, `RegistryUnreachable`.
+        `logins` are keyed by registry host as image names carry it (`docker.io` for names without one). Raises
+        `ImageNotFound`, `LoginRefused`, `RegistryUnreachable`.
         """
 
     async def remote_digest(self, image: str, login: RegistryLogin | None = None) -> str:

@@ -44,9 +44,7 @@ class Images:
         except (Gone, ImageNotFound) as error:
             raise ImageNotFound(f"The image {name} is not present", service=service) from error
 
-    async def resolve(
-        self, name: str, digest: str | None, *, service: str | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    async def resolve(self, name: str, digest: str | None, *, service: str | None = None) -> tuple[str, dict[str, Any]]:
         """What to call a present image by, and the engine's word on it. Raises `ImageNotFound`.
 
         With a digest (or the id of an image that came from no registry) it is that image and no other.
