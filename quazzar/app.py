@@ -40,6 +40,8 @@ from quazzar.events.events import SystemStarted
 from quazzar.events.feed import Feed
 from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
+from quazzar.instance.apps.exec import Terminals
+from quazzar.instance.apps.exec_routes import ExecController
 from quazzar.instance.apps.history import Collector
 from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.routes import AppController
@@ -83,6 +85,7 @@ def instance_router(prefix: str = "") -> Router:
             *instance_account_handlers,
             TemplateController,
             AppController,
+            ExecController,
             *job_handlers,
             *event_handlers,
             *audit_handlers,
@@ -152,6 +155,12 @@ class Application:
             resources[RUNTIME] = self._runtime
             self._reconciler = Reconciler(database, self._runtime)
             self._collector = Collector(database, self._runtime)
+        self._terminals: Terminals | None = None
+        if self._runtime is not None:
+            limits = settings.runtime
+            self._terminals = Terminals(
+                database, self._runtime, most=limits.terminals, idle_seconds=limits.terminal_idle_minutes * 60
+            )
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
@@ -180,6 +189,7 @@ class Application:
                     "accounts": self.accounts,
                     "runtime": self._runtime,
                     "reconciler": self._reconciler,
+                    "terminals": self._terminals,
                     "worker": self.worker,
                     "feed": self.feed,
                     "fleet": self.fleet,
@@ -228,6 +238,9 @@ class Application:
                 stack.push_async_callback(self._reconciler.stop)
                 await self._collector.start()
                 stack.push_async_callback(self._collector.stop)
+                assert self._terminals is not None
+                await self._terminals.start()
+                stack.push_async_callback(self._terminals.stop)
                 await self._announce_setup()
                 async with self.database.begin() as session:
                     publish(session, SystemStarted(version=__version__, mode=self.settings.server.mode))

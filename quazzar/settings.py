@@ -267,6 +267,12 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "/var/run/docker.sock"
 
+    terminals: Annotated[int, Meta(description="Terminals in services that may be open at once.", ge=0, le=1000)] = 20
+    terminal_idle_minutes: Annotated[
+        int,
+        Meta(description="Minutes after which a terminal ends in which nothing is typed or printed.", ge=1, le=1440),
+    ] = 30
+
     @property
     def docker_url(self) -> str:
         """`docker_host` as a URL: `unix:///…` where it is a path."""

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from litestar.routes import HTTPRoute
+from litestar import Litestar
+from litestar.routes import HTTPRoute, WebSocketRoute
 from sqlalchemy import text
 
 import quazzar.tables  # noqa: F401 - every model on the metadata
@@ -53,8 +54,6 @@ PUBLIC = {
 
 
 def operations(realm: str) -> Iterator[tuple[str, Endpoint]]:
-    from litestar import Litestar  # noqa: PLC0415
-
     app = Litestar([instance_router() if realm == "instance" else panel_router()], openapi_config=None)
     for route in app.routes:
         if isinstance(route, HTTPRoute):
@@ -125,6 +124,15 @@ def test_handlers_are_short_and_described(realm: str) -> None:
         assert isinstance(tree, ast.AsyncFunctionDef | ast.FunctionDef)
         statements = [item for item in tree.body if not _is_docstring(item)]
         assert len(statements) <= 3, f"{name} has {len(statements)} statements"
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+def test_every_websocket_is_guarded(realm: str) -> None:
+    app = Litestar([instance_router() if realm == "instance" else panel_router()], openapi_config=None)
+    for route in app.routes:
+        if isinstance(route, WebSocketRoute):
+            guards = [guard for guard in route.route_handler.resolve_guards() if isinstance(guard, Guard)]
+            assert [guard.scope is not None for guard in guards] == [True], route.path
 
 
 def _is_docstring(item: ast.stmt) -> bool:

@@ -123,16 +123,27 @@ class AccountAuthenticator:
             self._remember(realm, self._digest(authorization), entry)
         return entry.principal
 
+    async def still_stands(self, principal: Principal) -> Principal | None:
+        """Who holds the session of `principal` now, whatever became of its access token; None once it has ended."""
+        if principal.session_id is None:
+            return None
+        if principal.realm == "panel":
+            return await self._load_member(principal.user_id, principal.session_id, principal.tenant_id)
+        return await self._load_holder(principal.user_id, principal.session_id)
+
+    async def _load_holder(self, user_id: str, session_id: str) -> Principal | None:
+        person = await store.session_holder.one_or_none(
+            self._database, session_id=session_id, user_id=user_id, realm="instance"
+        )
+        return None if person is None else _instance_principal(person, session_id)
+
     def _digest(self, authorization: bytes) -> bytes:
         return hashlib.sha256(self._salt + authorization).digest()
 
     async def _load_session(self, realm: Realm, token: bytes) -> _Entry:
         claims = self._tokens.verify(INSTANCE_ACCESS if realm == "instance" else PANEL_ACCESS, token)
         if realm == "instance":
-            person = await store.session_holder.one_or_none(
-                self._database, session_id=claims.sid, user_id=claims.sub, realm=realm
-            )
-            principal = None if person is None else _instance_principal(person, claims.sid)
+            principal = await self._load_holder(claims.sub, claims.sid)
         else:
             principal = await self._load_member(claims.sub, claims.sid, claims.tid)
         if principal is None:

@@ -1,5 +1,6 @@
 """Who is asking: the principal of a request, how the gate learns it, and the guard that each handler carries."""
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
@@ -70,6 +71,22 @@ class Authenticator(Protocol):
 
 current_principal: ContextVar[Principal | None] = ContextVar("principal", default=None)
 """The verified caller of the request that this task answers, set by the gate."""
+
+
+BEARER_PROTOCOL = "bearer."
+"""Before the token in a subprotocol that a browser offers: it can set no headers on a WebSocket."""
+
+
+def authorization_of(scope: Any) -> bytes | None:
+    """The `Authorization` header of a connection; for a WebSocket without one, the token among its subprotocols."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return bytes(value)
+    offered: Sequence[str] = scope.get("subprotocols") or ()
+    for protocol in offered:
+        if protocol.startswith(BEARER_PROTOCOL):
+            return b"Bearer " + protocol.removeprefix(BEARER_PROTOCOL).encode("latin-1")
+    return None
 
 
 def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:

@@ -27,7 +27,7 @@ import structlog
 from litestar.utils.path import normalize_path
 
 from quazzar.core.addresses import TrustedProxies, rate_key
-from quazzar.core.auth import Authenticator, Principal, Realm, current_principal
+from quazzar.core.auth import Authenticator, Principal, Realm, authorization_of, current_principal
 from quazzar.core.bodies import Body, BodyRule
 from quazzar.core.envelope import encode_error, error_headers, from_exception
 from quazzar.core.errors import AppError, RateLimited, Unauthorized, Unavailable
@@ -410,6 +410,9 @@ class Gate:
         try:
             found = self._enter(scope, exchange)
             naming = request_id.set(exchange.id)
+            credential = authorization_of(scope)
+            if credential is not None:
+                found[b"authorization"] = credential
             principal = await self._admit(scope, exchange, found, strict=False)
             if "auth_error" in scope["state"]:
                 raise scope["state"]["auth_error"]

@@ -25,6 +25,7 @@ import msgspec
 import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from quazzar.core.envelope import encode_error, error_headers
@@ -66,6 +67,31 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     lifespan: bool = True
 
 
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, with the deadline of HTTP answers for a caller that does not take what is sent."""
+
+    _write_deadline: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        edge = self.config.edge  # type: ignore[attr-defined]
+        if self._write_deadline is None:
+            self._write_deadline = self.loop.call_later(edge.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_deadline()
+        super().connection_lost(exc)
+
+    def _forget_deadline(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
+
+
 class UvicornConfig(uvicorn.Config):
     """uvicorn's configuration with ours inside, where the protocol finds it."""
 
@@ -74,7 +100,7 @@ class UvicornConfig(uvicorn.Config):
         super().__init__(
             app,
             http=Protocol,
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             ws_max_size=edge.websocket_bytes,
             interface="asgi3",
             # Compression would let one small message become a large one.

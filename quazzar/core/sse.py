@@ -8,9 +8,10 @@ from typing import Any
 import anyio
 import msgspec
 from litestar import Request
+from litestar.connection import ASGIConnection
 from litestar.response import Stream
 
-from quazzar.core.auth import Principal
+from quazzar.core.auth import Principal, authorization_of
 from quazzar.core.errors import Unauthorized
 
 HEARTBEAT_SECONDS = 15.0
@@ -73,7 +74,7 @@ def server_events(
     for every few seconds, as it stood in the request.
     """
     streams = streams_of(request.app.state)
-    allowed = still_allowed if still_allowed is not None else _credential_check(request)
+    allowed = still_allowed if still_allowed is not None else credential_check(request)
     return Stream(
         encoded(events, streams, allowed),
         media_type="text/event-stream",
@@ -141,21 +142,21 @@ async def _next(events: AsyncIterator[ServerEvent]) -> ServerEvent | None:
     return await anext(events, None)
 
 
-def _credential_check(request: Request[Any, Any, Any]) -> Callable[[], Awaitable[bool]] | None:
-    authenticator = getattr(request.app.state, "authenticator", None)
-    authorization = request.headers.get("authorization")
+def credential_check(connection: ASGIConnection[Any, Any, Any, Any]) -> Callable[[], Awaitable[bool]] | None:
+    """What tells whether the credential of a connection still holds, with the rights that it had; None without one."""
+    authenticator = getattr(connection.app.state, "authenticator", None)
+    authorization = authorization_of(connection.scope)
     if authenticator is None or authorization is None:
         return None
-    state = request.scope["state"]
+    state = connection.scope["state"]
     realm, address = state.get("realm", "instance"), state.get("address", "")
     rights = _rights(state.get("principal"))
 
     async def check() -> bool:
-        value = authorization.encode("latin-1")
         try:
-            principal = authenticator.cached(realm, value, address)
+            principal = authenticator.cached(realm, authorization, address)
             if principal is None:
-                principal = await authenticator.resolve(realm, value, address)
+                principal = await authenticator.resolve(realm, authorization, address)
         except Unauthorized:
             return False
         except Exception:  # noqa: BLE001 - a database that is away for a moment revokes nothing

@@ -138,3 +138,20 @@ class AppPoint(Base):
     disk_write_bytes: Mapped[int] = mapped_column(BigInteger)
     pids: Mapped[int] = mapped_column(Integer)
     restarts: Mapped[int] = mapped_column(Integer)
+
+
+class AppExec(Base):
+    """A command that somebody runs in a service, from before its start until it is known to be over.
+
+    It outlives its app, so that its end is recorded in any case. `ended_at` is set once the end is recorded, while the
+    engine could not be told yet to end the command.
+    """
+
+    __tablename__ = "app_execs"
+
+    id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    app_id: Mapped[str] = mapped_column(Text(collation="C"))
+    service: Mapped[str] = mapped_column(Text(collation="C"))
+    actor_id: Mapped[str] = mapped_column(Text(collation="C"))
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    ended_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))

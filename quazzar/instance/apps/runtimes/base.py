@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -180,6 +180,41 @@ class RuntimeEvent(msgspec.Struct, frozen=True, kw_only=True):
     health: Health | None = None
 
 
+DEFAULT_SHELL: Final = ("sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh")
+"""What a terminal runs when nothing is named: the better shell of the image, which has to have one."""
+
+
+class Execution(Protocol):
+    """A command in the container of a service, beside what runs there; made by `Runtime.execute`.
+
+    Reading and writing may go on at the same time, each by one task. All but `close` raise `RuntimeUnavailable` when
+    the engine goes away.
+    """
+
+    container_id: str
+
+    async def read(self) -> tuple[Stream, bytes] | None:
+        """What the command prints next, None once it has ended; with a terminal all of it comes as stdout.
+
+        The engine is read no faster than this is called, and a command that prints more has to wait.
+        """
+
+    async def write(self, data: bytes) -> None:
+        """Give the command input; waits while it takes none. Input for a command that has ended is lost."""
+
+    async def end_input(self) -> None:
+        """No more input comes: the command reads an end of file. With a terminal that is a key (Ctrl-D) instead."""
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """Tell the command's terminal its size; without a terminal, or once the command has ended, nothing."""
+
+    async def exit_code(self) -> int | None:
+        """The exit code of a command that has ended; None while it runs, and when the engine has forgotten it."""
+
+    async def close(self) -> None:
+        """Let go of the command: its connection is gone afterwards, the command itself may run on."""
+
+
 class Runtime(Protocol):
     """A container engine, spoken to in whole apps.
 
@@ -256,6 +291,30 @@ class Runtime(Protocol):
 
     async def stats(self, app_id: str) -> Sequence[ServiceStats]:
         """One sample for each running service; CPU is in percent of one core."""
+
+    async def execute(
+        self,
+        app_id: str,
+        service: str,
+        command: Sequence[str] | None,
+        *,
+        exec_id: str,
+        tty: bool = True,
+        columns: int = 80,
+        rows: int = 24,
+    ) -> Execution:
+        """Start a command (`DEFAULT_SHELL` when None) in the running container of a service, as the service's user.
+
+        `exec_id` marks the command and all that it starts, for `end_execution`. Raises `RuntimeFailure` with the code
+        `service_not_running`, `command_not_found` or `command_not_runnable`.
+        """
+
+    async def end_execution(self, app_id: str, exec_id: str) -> None:
+        """End the command marked `exec_id` and what it has started, by hanging up and after a second by force.
+
+        No engine ends a command, so this is done by another one, which needs `sh` in the image and the rights of the
+        service's user. A command that is gone, or whose container is, is no error.
+        """
 
     async def measure(self) -> Sequence[Reading]:
         """The counters of every running service of all apps, in a few cheap calls: one that is gone is left out."""

@@ -16,6 +16,7 @@ import msgspec
 from quazzar.instance.apps.images import pinned, registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
+    DEFAULT_SHELL,
     AppState,
     DependencyFailed,
     LogLine,
@@ -32,6 +33,12 @@ from quazzar.instance.apps.runtimes.base import (
 from quazzar.instance.apps.runtimes.engine import objects
 from quazzar.instance.apps.runtimes.engine.connection import CHANGE_SECONDS, HEAVY_SECONDS, Engine, engine_url
 from quazzar.instance.apps.runtimes.engine.containers import delete_container
+from quazzar.instance.apps.runtimes.engine.execution import (
+    DockerExecution,
+    kill_marked,
+    not_running,
+    start_execution,
+)
 from quazzar.instance.apps.runtimes.engine.failures import Gone, Taken
 from quazzar.instance.apps.runtimes.engine.images import Images, messages
 from quazzar.instance.apps.runtimes.engine.logs import Followed, Follower, Line, Memory, merged, read_lines
@@ -262,6 +269,34 @@ class DockerRuntime:
     async def stats(self, app_id: str) -> Sequence[ServiceStats]:
         running = [one for one in await self._held(app_id) if one.state.status in {"running", "paused"}]
         return [one for one in await _all(self._service_stats(one) for one in running) if one is not None]
+
+    async def execute(
+        self,
+        app_id: str,
+        service: str,
+        command: Sequence[str] | None,
+        *,
+        exec_id: str,
+        tty: bool = True,
+        columns: int = 80,
+        rows: int = 24,
+    ) -> DockerExecution:
+        held = next((one for one in await self._held(app_id) if one.state.name == service), None)
+        if held is None or held.state.status != "running":
+            raise not_running(service)
+        return await start_execution(
+            self._engine,
+            held.id,
+            command or DEFAULT_SHELL,
+            exec_id=exec_id,
+            size=(columns, rows) if tty else None,
+            service=service,
+        )
+
+    async def end_execution(self, app_id: str, exec_id: str) -> None:
+        for one in await self._held(app_id):
+            if one.state.status == "running":
+                await kill_marked(self._engine, one.id, exec_id)
 
     async def measure(self) -> Sequence[Reading]:
         found = objects.filters(None, objects.SERVICE) | {"status": ["running", "paused"]}

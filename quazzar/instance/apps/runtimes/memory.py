@@ -21,6 +21,7 @@ import msgspec
 from quazzar.instance.apps.images import registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
+    DEFAULT_SHELL,
     VOLUME_ROOT,
     AppState,
     DependencyFailed,
@@ -45,6 +46,7 @@ from quazzar.instance.apps.runtimes.base import (
     VolumeNotFound,
     service_digest,
 )
+from quazzar.instance.apps.runtimes.memory_execution import MemoryExecution
 from quazzar.instance.apps.spec import AppSpec, DependencySpec, NetworkSpec, ServiceSpec
 
 _POLL_SECONDS: Final = 0.01
@@ -167,6 +169,8 @@ class MemoryEngine:
         self.calls: list[str] = []
         """Every step that was reached, in order: `list`, `pull:IMAGE`, `create:SERVICE`, `start:SERVICE`, …"""
         self.is_down = False
+        self.executions: dict[str, MemoryExecution] = {}
+        """Commands in containers, by the id that they were started with."""
         self._faults: dict[str, list[Exception]] = {}
         self._holds: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
         self._events: deque[RuntimeEvent] = deque(maxlen=_KEPT_EVENTS)
@@ -187,6 +191,8 @@ class MemoryEngine:
     def go_down(self) -> None:
         """The engine is gone: every call fails and every stream breaks, while the containers run on."""
         self.is_down = True
+        for execution in self.executions.values():
+            execution.lose()
         self._wake()
 
     def come_back(self) -> None:
@@ -348,6 +354,9 @@ class MemoryEngine:
         self._tell(container, "health", health=health)
 
     def _cancel(self, container: Container) -> None:
+        for execution in self.executions.values():
+            if execution.container_id == container.id:
+                execution.kill()
         for timer in container.timers:
             timer.cancel()
         container.timers.clear()
@@ -594,6 +603,30 @@ class MemoryRuntime:
     async def stats(self, app_id: str) -> Sequence[ServiceStats]:
         await self.engine.reach("list")
         return [_stats(one) for one in self._containers(app_id) if one.status in {"running", "paused"}]
+
+    async def execute(
+        self,
+        app_id: str,
+        service: str,
+        command: Sequence[str] | None,
+        *,
+        exec_id: str,
+        tty: bool = True,
+        columns: int = 80,
+        rows: int = 24,
+    ) -> MemoryExecution:
+        await self.engine.reach("execute")
+        found = next((one for one in self._containers(app_id) if one.service.name == service), None)
+        if found is None or found.status != "running":
+            raise RuntimeFailure(f'The service "{service}" does not run', code="service_not_running", service=service)
+        started = MemoryExecution(found.id, command or DEFAULT_SHELL, tty=tty, size=(columns, rows))
+        self.engine.executions[exec_id] = started
+        return started
+
+    async def end_execution(self, app_id: str, exec_id: str) -> None:  # noqa: ARG002 - ids are enough here
+        await self.engine.reach("end_execution")
+        if (execution := self.engine.executions.get(exec_id)) is not None:
+            execution.end()
 
     async def measure(self) -> Sequence[Reading]:
         await self.engine.reach("measure")
