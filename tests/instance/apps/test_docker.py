@@ -5,12 +5,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from socket import SHUT_RDWR
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
-from tests.components import DockerEngine, docker_engine, require
+from tests.components import DockerEngine, docker_engine, require, wait_for
 from tests.factories.apps import TRANSITIONAL, unique
 from tests.product.process import Product, product
 
@@ -309,3 +312,121 @@ def test_many_at_once(host: Host) -> None:
     assert len(ports) == len(made)
     for one in made:
         assert host.client.delete(f"/api/apps/{one['id']}").status_code == 204
+
+
+def open_terminal(host: Host, app_id: str, **query: Any) -> Any:
+    url = host.product.url.replace("http", "ws", 1) + f"/api/apps/{app_id}/exec?" + urlencode(query, doseq=True)
+    return connect(url, additional_headers={"Authorization": host.client.headers["Authorization"]})
+
+
+def read_until(socket: Any, text: bytes) -> bytes:
+    output = b""
+    while text not in output:
+        piece = socket.recv(timeout=30)
+        output += piece if isinstance(piece, bytes) else b""
+    return output
+
+
+def processes(host: Host, app_id: str) -> str:
+    [container] = host.containers(app_id)
+    return str(host.engine.ok("GET", f"/containers/{container['Id']}/top")["Processes"])
+
+
+@pytest.mark.parametrize("way", ["closed", "dropped", "killed"])
+def test_a_terminal_leaves_nothing_running(host: Host, way: str) -> None:
+    """Closed, dropped, or our process killed: what it started ends, and its end is recorded."""
+    app = host.install(host.crasher())
+    with open_terminal(host, app["id"], cols=111, rows=33) as socket:
+        exec_id = json.loads(socket.recv(timeout=30))["exec_id"]
+        socket.send(b"stty size; sleep 98765 & sleep 98766\n")
+        assert b"33 111" in read_until(socket, b"33 111")
+        wait_for(lambda: "98765" in processes(host, app["id"]) and "98766" in processes(host, app["id"]))
+        match way:
+            case "dropped":
+                socket.socket.shutdown(SHUT_RDWR)
+            case "killed":
+                host.product.kill()
+                host.product.start()
+                host.log_in()
+            case _:
+                pass
+    wait_for(lambda: "9876" not in processes(host, app["id"]), seconds=40, what="the end of the processes")
+
+    def end() -> dict[str, Any] | None:
+        records = host.client.get("/api/audit", params={"subject": app["id"]}).json()
+        ends = [one["after"] for one in records if one["action"] == "app.exec_end"]
+        return next((one for one in ends if one["exec_id"] == exec_id), None)
+
+    wait_for(end, seconds=40, what="the record of the end")
+    assert (end() or {})["reason"] == ("interrupted" if way == "killed" else "disconnected")
+    assert host.client.delete(f"/api/apps/{app['id']}").status_code == 204
+
+
+def test_a_terminal_carries_much_both_ways(host: Host) -> None:
+    app = host.install(host.crasher())
+    size = 8 * 1024 * 1024
+    sent = bytes(range(256)) * 256
+    with open_terminal(host, app["id"], command=["cat"], tty="false") as socket:
+        socket.recv(timeout=30)
+
+        def send() -> None:
+            for _ in range(size // len(sent)):
+                socket.send(sent)
+            socket.send('{"type": "eof"}')
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        received = bytearray()
+        while isinstance(piece := socket.recv(timeout=60), bytes):
+            received += piece[1:]
+        sender.join(30)
+    assert json.loads(piece) == {"type": "exit", "exit_code": 0}
+    assert len(received) == size
+    assert received[: len(sent)] == sent
+    assert host.client.delete(f"/api/apps/{app['id']}").status_code == 204
+
+
+HOG = """\
+x-quazzar: {slug: SLUG, version: "1", title: Hog}
+services:
+  web:
+    image: busybox:1.37
+    command: ["sh", "-c", "COMMAND"]
+    restart: "no"
+    mem_limit: 48m
+    pids_limit: 60
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("bomb() { bomb | bomb & }; while true; do bomb; sleep 1; done", ""),
+        ("sleep 1; x=0123456789abcdef; while true; do x=$$x$$x; done", "crashed"),
+    ],
+    ids=["fork-bomb", "memory-hog"],
+)
+def test_a_hog_leaves_the_api_answering(host: Host, command: str, status: str) -> None:
+    slug = unique("hog")
+    text = HOG.replace("SLUG", slug).replace("COMMAND", command)
+    answer = host.client.post("/api/templates", json={"compose": text})
+    assert answer.status_code == 201, answer.text
+    app = host.client.post("/api/apps", json={"template": slug, "name": slug}).json()
+    path = f"/api/apps/{app['id']}"
+    host.until(app["id"], "running", "crashed", "unhealthy")
+    if status:
+        hurt = host.until(app["id"], status)
+        assert hurt["services"][0]["oom_killed"]
+        events = [one["data"] for one in host.client.get(f"{path}/events").json() if one["type"] == "app.crashed"]
+        assert [(one["oom_killed"], one["exit_code"]) for one in events] == [(True, 137)]
+    for _ in range(20):
+        assert host.client.get(path).status_code == 200
+        assert host.client.get("/api/apps").status_code == 200
+    if not status:
+        stats = host.client.get(f"{path}/stats").json()
+        assert stats["pids"] <= 60
+    other = host.install()
+    assert "<h1>" in host.page(other)
+    for app_id in (app["id"], other["id"]):
+        assert host.client.delete(f"/api/apps/{app_id}").status_code == 204
+        assert host.left_over(app_id) == []

@@ -13,12 +13,14 @@ from quazzar.core.ids import new_id
 from quazzar.core.secret import Secret
 from quazzar.instance.apps.runtimes.base import (
     DependencyFailed,
+    Execution,
     ImageNotFound,
     LoginRefused,
     LogLine,
     PortInUse,
     RegistryLogin,
     RuntimeEvent,
+    RuntimeFailure,
 )
 from quazzar.instance.apps.spec import (
     AppSpec,
@@ -543,3 +545,88 @@ async def test_events_tell_what_others_do(lab: Lab) -> None:
     of_b = [event.action for event in seen if event.service == "b"]
     assert of_b[:2] == ["create", "start"]
     assert of_b.index("die") > of_b.index("start")
+
+
+async def printed(execution: Execution) -> dict[str, bytes]:
+    """All that a command prints up to its end, by stream."""
+    found = {"stdout": b"", "stderr": b""}
+    async with asyncio.timeout(20):
+        while (piece := await execution.read()) is not None:
+            found[piece[0]] += piece[1]
+    return found
+
+
+async def code_of(execution: Execution) -> int:
+    async def look() -> tuple[int] | None:
+        code = await execution.exit_code()
+        return None if code is None else (code,)
+
+    found = await until(look)
+    assert found is not None
+    return found[0]
+
+
+async def test_a_command_in_a_service(lab: Lab) -> None:
+    spec = await lab.running(lab.service("a"))
+    execution = await lab.runtime.execute(spec.app_id, "a", ["cat"], exec_id=new_id("exec"), tty=False)
+    assert execution.container_id == (await lab.one(spec.app_id, "a")).container_id
+    await execution.write(b"one\n")
+    assert await execution.read() == ("stdout", b"one\n")
+    assert await execution.exit_code() is None
+    await execution.end_input()
+    assert await printed(execution) == {"stdout": b"", "stderr": b""}
+    assert await code_of(execution) == 0
+    await execution.write(b"too late")
+    await execution.resize(10, 10)
+    await execution.close()
+    for command, output, code in ((["echo", "a", "b"], b"a b\n", 0), (["false"], b"", 1)):
+        execution = await lab.runtime.execute(spec.app_id, "a", command, exec_id=new_id("exec"), tty=False)
+        assert (await printed(execution))["stdout"] == output
+        assert await code_of(execution) == code
+        await execution.close()
+
+
+async def test_a_terminal_with_the_shell_that_there_is(lab: Lab) -> None:
+    spec = await lab.running(lab.service("a"))
+    execution = await lab.runtime.execute(spec.app_id, "a", None, exec_id=new_id("exec"), columns=90, rows=30)
+    await execution.resize(100, 40)
+    await execution.write(b"nonsense\n")
+    await execution.write(b"exit 7\n")
+    found = await printed(execution)
+    assert b"nonsense: not found" in found["stdout"]
+    assert found["stderr"] == b"", "a terminal has one stream"
+    assert await code_of(execution) == 7
+    await execution.close()
+
+
+async def test_a_command_that_can_not_be_run(lab: Lab) -> None:
+    spec = await lab.running(lab.service("a"))
+    for app_id, service, command, code in (
+        (spec.app_id, "a", ["no-such-program"], "command_not_found"),
+        (spec.app_id, "b", ["true"], "service_not_running"),
+        (new_id("app"), "a", ["true"], "service_not_running"),
+    ):
+        with pytest.raises(RuntimeFailure) as caught:
+            await lab.runtime.execute(app_id, service, command, exec_id=new_id("exec"))
+        assert caught.value.code == code
+    await lab.runtime.stop(spec.app_id)
+    with pytest.raises(RuntimeFailure) as caught:
+        await lab.runtime.execute(spec.app_id, "a", ["true"], exec_id=new_id("exec"))
+    assert caught.value.code == "service_not_running"
+
+
+async def test_a_command_is_ended_and_no_other_one(lab: Lab) -> None:
+    spec = await lab.running(lab.service("a"))
+    ids = [new_id("exec") for _ in range(2)]
+    first_, second = [await lab.runtime.execute(spec.app_id, "a", ["cat"], exec_id=one) for one in ids]
+    await first_.close()
+    await lab.runtime.end_execution(spec.app_id, ids[0])
+    await lab.runtime.end_execution(spec.app_id, ids[0])
+    assert await code_of(first_) > 128, "by a signal"
+    assert await second.exit_code() is None
+    assert (await lab.one(spec.app_id, "a")).status == "running"
+    await lab.runtime.end_execution(spec.app_id, ids[1])
+    await printed(second)
+    assert await code_of(second) > 128
+    await second.close()
+    await lab.runtime.end_execution(new_id("app"), ids[1])
