@@ -51,6 +51,7 @@ from quazzar.instance.apps.runtimes.memory import MemoryConfig
 from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
+from quazzar.instance.registries.routes import RegistryController
 from quazzar.instance.system.jobs import DATA_DIR
 from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
@@ -86,6 +87,7 @@ def instance_router(prefix: str = "") -> Router:
             TemplateController,
             AppController,
             ExecController,
+            RegistryController,
             *job_handlers,
             *event_handlers,
             *audit_handlers,

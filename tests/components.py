@@ -4,8 +4,10 @@
 it, or fails when `QUAZZAR_REQUIRE_COMPONENTS` is set.
 """
 
+import asyncio
 import base64
 import contextlib
+import ctypes
 import http.client
 import io
 import ipaddress
@@ -19,10 +21,11 @@ import socket
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -148,8 +151,9 @@ class DockerEngine:
     containerd is a process of its own, so that containers outlive a killed engine, as on a real server.
     """
 
-    def __init__(self, folder: Path, namespace: Namespace) -> None:
+    def __init__(self, folder: Path, namespace: Namespace, options: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.options = options
         self.namespace = namespace
         self.address = namespace.address
         self.socket = folder / "docker.sock"
@@ -181,6 +185,7 @@ class DockerEngine:
             f"--cgroup-parent={self._cgroup}",
             "--live-restore",
             "--shutdown-timeout=1",
+            *self.options,
         )
         self._dockerd = self._spawn("dockerd", dockerd)
         wait_for(self._answers, seconds=40, what="dockerd")
@@ -256,6 +261,14 @@ class DockerEngine:
         if answer.status >= 400 or b'"error"' in answer.body:
             raise RuntimeError(answer.body.decode(errors="replace"))
 
+    def publish(self, target: str, *, username: str = "", password: str = "") -> None:
+        """Put a fresh image of busybox and 200 KB that can't be squeezed into a registry, and forget it here."""
+        made = f"quazzar-test/fresh:{secrets.token_hex(8)}"
+        self.import_busybox(made, changes=["CMD sleep 100000"], files={"data/noise": secrets.token_bytes(200_000)})
+        self.push(made, target, username=username, password=password)
+        self.remove_image(target)
+        self.remove_image(made)
+
     def remove_image(self, name: str) -> None:
         self.ok("DELETE", f"/images/{name}", params={"force": "1"})
 
@@ -329,7 +342,7 @@ class DockerEngine:
 
 
 @contextlib.contextmanager
-def docker_engine(tmp_path: Path) -> Iterator[DockerEngine]:
+def docker_engine(tmp_path: Path, *options: str) -> Iterator[DockerEngine]:
     """A running engine in a network namespace of its own; everything of it is gone at the end.
 
     Its folder lies outside of `tmp_path`, whose name is too long for a socket; the engine's log is put there.
@@ -338,7 +351,7 @@ def docker_engine(tmp_path: Path) -> Iterator[DockerEngine]:
     folder = Path(tempfile.mkdtemp(prefix="qz-"))
     try:
         with network_namespace() as namespace:
-            engine = DockerEngine(folder, namespace)
+            engine = DockerEngine(folder, namespace, options)
             try:
                 engine.start()
                 yield engine
@@ -384,6 +397,112 @@ def registry(tmp_path: Path, engine: DockerEngine, *, users: Mapping[str, str] |
     finally:
         process.kill()
         process.wait()
+
+
+class FaultyLine:
+    """A line to a registry, in the engine's network namespace, that tests break; `name` is what images carry.
+
+    `fault` may change at any time: None lets everything through; `silence` takes connections and says nothing; `page`
+    answers with `PAGE`, as a server that is no registry does; `stall` and `drop` fall silent or hang up in the middle
+    of a layer. `layers` counts the layers that were asked for.
+    """
+
+    PAGE = "internal page: canary-of-an-inner-server"
+    HEAD_BYTES = 20_000
+    """What still comes through of a broken layer."""
+
+    def __init__(self, namespace: Namespace, behind: Registry) -> None:
+        self.name = ""
+        self.fault: Literal["silence", "page", "stall", "drop"] | None = None
+        self.layers = 0
+        self._namespace = namespace
+        self._behind = int(behind.name.rpartition(":")[2])
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending = asyncio.Event()
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    def stop(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join(20)
+
+    def _work(self) -> None:
+        # A thread of its own can be in another network than the rest of the process; its sockets are there.
+        with Path(f"/run/netns/{self._namespace.name}").open() as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        running: set[asyncio.Task[None]] = set()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            running.add(task)
+            try:
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                    await self._pass_on(reader, writer)
+            finally:
+                running.discard(task)
+                writer.close()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        self.name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._ready.set()
+        await self._ending.wait()
+        server.close()
+        for task in list(running):
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (first := await reader.readexactly(1)) == b"\x16":
+            return  # TLS, which an engine tries first; this is plain HTTP
+        head = first + await reader.readuntil(b"\r\n\r\n")
+        # One request for each connection, so that each is seen.
+        head = head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        is_layer = head.startswith(b"GET ") and b"/blobs/" in head.partition(b"\r\n")[0]
+        self.layers += is_layer
+        if self.fault == "silence":
+            await reader.read()
+            return
+        if self.fault == "page":
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.PAGE)}\r\n\r\n{self.PAGE}".encode())
+            await writer.drain()
+            return
+        inner, outer = await asyncio.open_connection("127.0.0.1", self._behind)
+        try:
+            outer.write(head)
+            passed = 0
+            while data := await inner.read(4096):
+                passed += len(data)
+                if is_layer and passed > self.HEAD_BYTES and self.fault == "drop":
+                    writer.transport.abort()
+                    return
+                if is_layer and passed > self.HEAD_BYTES and self.fault == "stall":
+                    await reader.read()
+                    return
+                writer.write(data)
+                await writer.drain()
+        finally:
+            outer.close()
+
+
+@contextlib.contextmanager
+def faulty_line(engine: DockerEngine, behind: Registry) -> Iterator[FaultyLine]:
+    line = FaultyLine(engine.namespace, behind)
+    line.start()
+    try:
+        yield line
+    finally:
+        line.stop()
 
 
 def _listens(pid: int, port: int) -> bool:

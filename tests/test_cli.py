@@ -564,20 +564,28 @@ class TestAdmin:
             app_id,
             old.seal(b"{}", context=secret),
         )
+        registry_id = new_id("reg")
+        login = f"registries.sealed:{registry_id}:r.example.com"
+        await connection.execute(
+            "INSERT INTO registries (id, host, username, sealed) VALUES ($1, 'r.example.com', 'bob', $2)",
+            registry_id,
+            old.seal(b"PASSWORD", context=login),
+        )
         (tmp_path / "secret.key").touch(0o600)
         (tmp_path / "secret.key").write_text(both.dump())
 
         result = await run("keys", "reseal")
-        assert result.stdout == "2 secrets are sealed with key new\n", result.stderr
+        assert result.stdout == "3 secrets are sealed with key new\n", result.stderr
         new_alone = Keyring({"new": parse_raw(both)["new"]})
         assert new_alone.open(await connection.fetchval("SELECT totp_secret FROM users"), context=totp) == b"TOTP"
         assert new_alone.open(await connection.fetchval("SELECT secrets FROM apps"), context=secret) == b"{}"
+        assert new_alone.open(await connection.fetchval("SELECT sealed FROM registries"), context=login) == b"PASSWORD"
 
         (tmp_path / "secret.key").write_text(old.dump())
         lost = await run("keys", "reseal")
         assert (lost.returncode, lost.stdout) == (1, "")
         assert only_sentence(lost).startswith("A secret can't be opened with any key that is here; nothing was changed")
-        await connection.execute("DELETE FROM apps")
+        await connection.execute("DELETE FROM apps; DELETE FROM registries")
 
     @pytest.mark.parametrize("command", [["admin", "reset-password"], ["admin", "setup-token"]])
     def test_where_there_is_no_quazzar_none_is_made(

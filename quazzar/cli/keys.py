@@ -40,9 +40,10 @@ def reseal(arguments: Arguments) -> int:
 async def _reseal(settings: Settings, keyring: Keyring) -> int:
     from quazzar.accounts import service as accounts  # noqa: PLC0415 - `rotate` needs neither
     from quazzar.instance.apps import service as apps  # noqa: PLC0415
+    from quazzar.instance.registries import service as registries  # noqa: PLC0415
     from quazzar.panel.fleet import authority  # noqa: PLC0415
     from quazzar.webhooks import service as webhooks  # noqa: PLC0415
 
+    domains = (accounts, apps, registries, authority, webhooks)
     async with usable_database(settings) as database, database.begin() as session:
-        own = await accounts.reseal(session, keyring) + await apps.reseal(session, keyring)
-        return own + await authority.reseal(session, keyring) + await webhooks.reseal(session, keyring)
+        return sum([await domain.reseal(session, keyring) for domain in domains])

@@ -34,6 +34,7 @@ from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import PortInUse, Runtime, RuntimeFailure, RuntimeUnavailable
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import Expected, Verdict, judge, ports_view, services_view, volumes_view
+from quazzar.instance.registries.service import logins_for
 from quazzar.settings import Settings
 
 T = TypeVar("T")
@@ -72,6 +73,13 @@ class Work:
 
     def spec(self) -> AppSpec:
         return build_spec(self.app, self.run.resources[KEYRING])
+
+    async def pull(self, spec: AppSpec) -> None:
+        """The images of `spec`, with the logins of their registries."""
+        images = [service.image for service in spec.services]
+        async with self.database.begin() as session:
+            logins = await logins_for(session, self.run.resources[KEYRING], images)
+        await self.patiently(lambda: self.runtime.pull(spec, self.within(0.05, 0.6), logins=logins))
 
     async def up(self, spec: AppSpec) -> None:
         await self.patiently(lambda: self.runtime.up(spec, self.within(0.6, 0.9)))
@@ -232,7 +240,7 @@ async def operation(run: JobRun, app_id: str, status: AppStatus, seconds: float)
 
 async def bring_up(work: Work) -> None:
     spec = work.spec()
-    await work.patiently(lambda: work.runtime.pull(spec, work.within(0.05, 0.6)))
+    await work.pull(spec)
     for attempt in range(_PORT_TRIES):
         try:
             await work.up(spec)

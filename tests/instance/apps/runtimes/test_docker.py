@@ -12,7 +12,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -30,6 +30,7 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeUnavailable,
 )
 from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
+from quazzar.instance.apps.runtimes.engine import images
 from quazzar.instance.apps.runtimes.engine.connection import engine_url
 from quazzar.instance.apps.spec import (
     AttachmentSpec,
@@ -44,6 +45,7 @@ from quazzar.instance.apps.spec import (
     TmpfsSpec,
     UlimitSpec,
 )
+from tests.components import faulty_line
 from tests.instance.apps.runtimes.conftest import IMAGE, DockerLab, Progress, app_spec, free_port, until
 
 pytestmark = pytest.mark.component("docker")
@@ -372,6 +374,42 @@ async def test_pulls_that_fail_say_why(docker: DockerLab) -> None:
         await docker.runtime.pull(app_spec(docker.service("a", image="127.0.0.1:1/x:1")), Progress())
     with pytest.raises(RegistryUnreachable, match=r"^The registry 127\.0\.0\.1:1 is not reachable$"):
         await docker.runtime.remote_digest("127.0.0.1:1/x:1")
+
+
+@pytest.mark.parametrize("fault", ["silence", "stall"])
+async def test_a_registry_that_says_no_more_is_told(
+    docker: DockerLab, monkeypatch: pytest.MonkeyPatch, fault: Literal["silence", "stall"]
+) -> None:
+    """The engine itself would wait for ever; it stops pulling when we do."""
+    monkeypatch.setattr(images, "SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(images, "REGISTRY_SECONDS", 2.0)
+    path = f"team/large:{new_id('t')[-8:]}"
+    docker.engine.publish(f"{docker.registry.name}/{path}")
+    with faulty_line(docker.engine, docker.registry) as line:
+        name = f"{line.name}/{path}"
+        spec = app_spec(docker.service("a", image=name))
+        line.fault = fault
+        with pytest.raises(RegistryUnreachable, match=f"^The registry {line.name} does not answer any more$"):
+            await docker.runtime.pull(spec, Progress())
+        if fault == "silence":
+            with pytest.raises(RegistryUnreachable, match=f"^The registry {line.name} does not answer any more$"):
+                await docker.runtime.remote_digest(name)
+        line.fault = None
+        digests = await docker.runtime.pull(spec, Progress())
+        assert digests[name] == await docker.runtime.remote_digest(name)
+        docker.engine.remove_image(name)
+
+
+async def test_a_server_that_is_no_registry_does_not_show_what_it_says(docker: DockerLab) -> None:
+    """Anybody who may install can name an address; what answers there is not theirs to read."""
+    with faulty_line(docker.engine, docker.registry) as line:
+        line.fault = "page"
+        name = f"{line.name}/inner/page:1"
+        spec = app_spec(docker.service("a", image=name))
+        for call in (docker.runtime.pull(spec, Progress()), docker.runtime.remote_digest(name)):
+            with pytest.raises(RuntimeFailure, match=re.escape(line.name)) as caught:
+                await call
+            assert "canary" not in caught.value.reason
 
 
 # Isolation

@@ -21,6 +21,9 @@ class Taken(RuntimeFailure):
     """The name is taken, or the object is in a state or in a use that forbids the call."""
 
 
+UNKNOWN = frozenset({"gone", "engine_conflict", "invalid_configuration", "runtime_failed"})
+"""Codes of refusals that no pattern knows, so that their reasons may end in words of the engine's."""
+
 _PORT = re.compile(r"(?:[0-9.]+|\[[0-9a-fA-F:]*\]):(\d{1,5})(?!\d)")
 _PROGRAM = re.compile(r'exec: "([^"]{1,80})"')
 
@@ -46,6 +49,10 @@ def _login_refused(_: str, service: str | None) -> RuntimeFailure:
 
 def _registry_unreachable(_: str, service: str | None) -> RuntimeFailure:
     return RegistryUnreachable("The registry is not reachable", service=service)
+
+
+def _registry_broke_off(_: str, service: str | None) -> RuntimeFailure:
+    return RegistryUnreachable("The registry broke off its answer", service=service)
 
 
 def _plain(reason: str, code: str) -> Callable[[str, str | None], RuntimeFailure]:
@@ -114,10 +121,11 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
         (
             (
                 r"dial tcp|no such host|connection refused|i/o timeout|tls handshake|x509|network is unreachable"
-                r"|request canceled|server gave http response|unexpected eof|\beof\b"
+                r"|request canceled|server gave http response"
             ),
             _registry_unreachable,
         ),
+        (r"unexpected eof|\beof\b|connection reset|broken pipe", _registry_broke_off),
     )
 )
 

@@ -19,7 +19,7 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeUnavailable,
 )
 from quazzar.instance.apps.runtimes.engine.connection import SILENCE_SECONDS, Engine
-from quazzar.instance.apps.runtimes.engine.failures import Gone, failure
+from quazzar.instance.apps.runtimes.engine.failures import UNKNOWN, Gone, failure
 
 REGISTRY_SECONDS: Final = 60.0
 """For a question that the engine hands on to a registry."""
@@ -129,9 +129,12 @@ class Images:
             refused = "refused the login that is stored for it" if login else "asks for a login, and none is stored"
             raise LoginRefused(f"The registry {image.registry} {refused}") from error
         except RegistryUnreachable as error:
-            raise RegistryUnreachable(f"The registry {image.registry} is not reachable") from error
+            raise RegistryUnreachable(error.reason.replace("registry", f"registry {image.registry}", 1)) from error
         except RuntimeFailure as error:
-            raise RuntimeFailure(f"{error.reason} (image {name})", code=error.code) from error
+            known = error.code not in UNKNOWN
+            # What is not known may be any text that answers at the address that somebody gave for a registry.
+            reason = error.reason if known else f"The registry {image.registry} gives an answer that can't be used"
+            raise RuntimeFailure(f"{reason} (image {name})", code=error.code if known else "registry_failed") from error
         except RuntimeUnavailable as error:
             if not isinstance(error.__cause__, TimeoutError):
                 raise

@@ -1,0 +1,1 @@
+"""Private registries: the logins that pulls of images are made with."""
