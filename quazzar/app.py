@@ -5,7 +5,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import psutil
@@ -26,10 +26,11 @@ from quazzar.core.auth import Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.core.envelope import exception_handlers, remember_error
-from quazzar.core.gate import BodyRule, Gate, GateConfig
+from quazzar.core.gate import BodyRule, Gate, GateConfig, LogRequest
 from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.idempotency import Replay
 from quazzar.core.jobs import Resources, Worker
+from quazzar.core.logs import AccessLog
 from quazzar.core.openapi import build_document
 from quazzar.core.outbound import OutboundPolicy
 from quazzar.core.ratelimit import limiter_for, parse_bucket
@@ -48,6 +49,7 @@ from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import RuntimeConfig, make_runtime
 from quazzar.instance.apps.runtimes.docker import DockerConfig
 from quazzar.instance.apps.runtimes.memory import MemoryConfig
+from quazzar.instance.apps.store import count_apps
 from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
@@ -56,6 +58,7 @@ from quazzar.instance.system.jobs import DATA_DIR
 from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
+from quazzar.jobs.store import count_jobs
 from quazzar.panel.accounts.routes import handlers as panel_account_handlers
 from quazzar.panel.fleet.process import Fleet
 from quazzar.panel.fleet.routes import handlers as fleet_handlers
@@ -65,6 +68,10 @@ from quazzar.reference.routes import handlers as reference_handlers
 from quazzar.settings import Settings
 from quazzar.webhooks.engine import Webhooks
 from quazzar.webhooks.routes import handlers as webhook_handlers
+from quazzar.webhooks.store import count_waiting
+
+if TYPE_CHECKING:
+    from quazzar.health.metrics import Metrics
 
 _AUTH_BYTES = 64 * 1024
 _STRICT = {
@@ -202,7 +209,9 @@ class Application:
             ),
         )
         renew_options(self.litestar)
-        self.asgi = Gate(self.litestar, gate_config(settings), self.accounts.authenticator, self.limiter)
+        self.metrics = make_metrics(settings) if settings.metrics.port is not None else None
+        log = self.metrics.observing(AccessLog()) if self.metrics is not None else None
+        self.asgi = Gate(self.litestar, gate_config(settings, log), self.accounts.authenticator, self.limiter)
 
     @property
     def limit_per_minute(self) -> int:
@@ -277,7 +286,19 @@ def runtime_config(settings: Settings) -> RuntimeConfig:
             return MemoryConfig()
 
 
-def gate_config(settings: Settings) -> GateConfig:
+def make_metrics(settings: Settings) -> "Metrics":
+    """What Prometheus may read; its library is loaded only where somebody wants that."""
+    from quazzar.health.metrics import Metrics  # noqa: PLC0415
+
+    metrics = Metrics(mode=settings.server.mode)
+    metrics.watch("jobs", "Jobs that are known.", "status", count_jobs)
+    metrics.watch("webhook_deliveries", "Deliveries that wait for an attempt.", "status", count_waiting)
+    if settings.server.mode != "panel":
+        metrics.watch("apps", "Installed apps.", "status", count_apps)
+    return metrics
+
+
+def gate_config(settings: Settings, log: LogRequest | None = None) -> GateConfig:
     strict = parse_bucket("auth", settings.rate_limit.auth)
     tests = parse_bucket("webhook_test", settings.rate_limit.auth)
     auth_body = BodyRule(limit=_AUTH_BYTES)
@@ -301,6 +322,7 @@ def gate_config(settings: Settings) -> GateConfig:
         trusted_proxies=tuple(str(network) for network in settings.server.trusted_proxies),
         cors_origins=frozenset(settings.server.cors_origins),
         bodies=bodies,
+        log=log,
     )
 
 

@@ -216,7 +216,14 @@ async def _serve(settings: Settings, keyring: Keyring, loading: "asyncio.Task[No
             )
         except CannotListen as error:
             raise StartProblem(str(error)) from error
-        await server.serve()
+        async with contextlib.AsyncExitStack() as stack:
+            if app.metrics is not None and (port := settings.metrics.port) is not None:
+                try:
+                    await stack.enter_async_context(app.metrics.serving(port, opened.database))
+                except OSError as error:
+                    reason = error.strerror or error
+                    raise StartProblem(f"Port {port} of metrics.port can't be listened on: {reason}") from error
+            await server.serve()
         return 0
 
 

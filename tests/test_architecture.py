@@ -203,6 +203,19 @@ def test_the_documents_are_complete(realm: str) -> None:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+def test_every_list_comes_in_pages(realm: Realm) -> None:
+    document: dict[str, Any] = msgspec.json.decode(document_path(realm).read_bytes())
+    for path, methods in document["paths"].items():
+        if "get" not in methods or path.endswith("/logs"):
+            continue  # the lines of logs are counted from their end
+        operation = methods["get"]
+        media = operation["responses"].get("200", {}).get("content", {}).get("application/json", {})
+        if media.get("schema", {}).get("type") == "array":
+            names = {parameter["name"] for parameter in operation.get("parameters", ())}
+            assert {"limit", "cursor"} <= names, f"{operation['operationId']} takes no limit and cursor"
+
+
 async def test_no_request_keeps_a_connection(admin: httpx.AsyncClient, app: RunningApp) -> None:
     """Also not one whose other dependencies, parameters or body are refused after the transaction has begun."""
     for name, _ in operations("instance"):

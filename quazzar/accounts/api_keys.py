@@ -16,6 +16,7 @@ from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated
 from quazzar.core.auth import Principal
 from quazzar.core.errors import Invalid, Unauthorized
 from quazzar.core.ids import new_id
+from quazzar.core.paging import Page
 from quazzar.core.records import audit, publish
 from quazzar.core.schema import in_utc
 from quazzar.core.tokens import api_key_digest, new_api_key
@@ -105,9 +106,9 @@ class ApiKeyService:
                 raise ScopeExceeded
         return allowed_ips, resources
 
-    async def find(self) -> Sequence[Any]:
+    async def find(self, page: Page) -> Sequence[Any]:
         """The caller's keys, newest first, those that expired in the last month among them."""
-        return await store.find_api_keys(self._session, self._principal.user_id)
+        return await store.find_api_keys(self._session, self._principal.user_id, page)
 
     async def delete(self, key_id: str) -> None:
         """Revoke a key of the caller's; it stops with the commit. Raises `ApiKeyNotFound`."""

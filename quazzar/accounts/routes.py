@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from litestar import Controller, Request
+from litestar import Controller, Request, Response
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,6 +25,7 @@ from quazzar.accounts.service import SessionService
 from quazzar.core.auth import account, principal_of
 from quazzar.core.errors import Forbidden
 from quazzar.core.http import caller_of
+from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, post
 from quazzar.core.schema import UNSET
 
@@ -115,10 +116,17 @@ class LoginController(Controller):
         await logins.change_password(principal_of(request), data.current_password, data.new_password)
 
     @get("/sessions", guards=[account()], operation_id="ListSessions", summary="List the own sessions")
-    async def list_sessions(self, request: AnyRequest, sessions: NamedDependency[SessionService]) -> list[SessionOut]:
+    async def list_sessions(
+        self,
+        request: AnyRequest,
+        sessions: NamedDependency[SessionService],
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> Response[list[SessionOut]]:
         """Newest first; at most 20 exist."""
-        current = principal_of(request).session_id
-        return [SessionOut.of(row, current) for row in await sessions.find()]
+        page, current = page_of(limit, cursor), principal_of(request).session_id
+        rows = await sessions.find(page)
+        return paged(request, page, rows, lambda row: SessionOut.of(row, current), lambda row: row.id)
 
     @delete(
         "/sessions/{session_id:str}",

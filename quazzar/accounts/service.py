@@ -15,6 +15,7 @@ from quazzar.accounts.process import Accounts
 from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import notify, set_scope
+from quazzar.core.paging import Page
 from quazzar.core.passwords import Passwords
 from quazzar.core.records import Caller, audit
 
@@ -28,9 +29,9 @@ class SessionService:
         self._realm = principal.realm
         self._principal = principal
 
-    async def find(self) -> Sequence[Any]:
+    async def find(self, page: Page) -> Sequence[Any]:
         """The caller's live sessions, newest first."""
-        return await store.find_sessions(self._session, self._realm, self._principal.user_id)
+        return await store.find_sessions(self._session, self._realm, self._principal.user_id, page)
 
     async def end(self, session_id: str) -> None:
         """End one of the caller's sessions; its tokens stop with the commit. Raises `SessionNotFound`."""

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
+    ColumnElement,
     Interval,
     bindparam,
     case,
@@ -25,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.accounts.models import ApiKey, LastUse, LoginAttempt, RecoveryCode, RefreshToken, Session, User
 from quazzar.core.auth import Realm
 from quazzar.core.db import Query
+from quazzar.core.paging import Page
 
 IDLE: Final = timedelta(days=7)
 """A session that was not used for so long is over, whatever its absolute end."""
@@ -220,7 +222,7 @@ async def add_session(session: AsyncSession, realm: Realm, **values: Any) -> Non
     await session.execute(insert(Session).values(realm=realm, **values))
 
 
-async def find_sessions(session: AsyncSession, realm: Realm, user_id: str) -> Sequence[Any]:
+async def find_sessions(session: AsyncSession, realm: Realm, user_id: str, page: Page) -> Sequence[Any]:
     """The live sessions of a user, newest first."""
     statement = (
         select(
@@ -232,10 +234,16 @@ async def find_sessions(session: AsyncSession, realm: Realm, user_id: str) -> Se
             Session.user_agent,
         )
         .outerjoin(LastUse, LastUse.id == Session.id)
-        .where(Session.realm == realm, Session.user_id == user_id, *_alive)
+        .where(Session.realm == realm, Session.user_id == user_id, *_alive, *_below(Session.id, page))
         .order_by(Session.id.desc())
+        .limit(page.fetch)
     )
     return (await session.execute(statement)).all()
+
+
+def _below(column: Any, page: Page) -> list[ColumnElement[bool]]:
+    """What comes after `page.after` in a list that begins with the greatest id."""
+    return [] if page.after is None else [column < page.after]
 
 
 async def has_session_from(session: AsyncSession, realm: Realm, user_id: str, ip: str) -> bool:
@@ -362,7 +370,7 @@ async def get_api_key(session: AsyncSession, user_id: str, key_id: str) -> Any:
     return (await session.execute(statement)).one_or_none()
 
 
-async def find_api_keys(session: AsyncSession, user_id: str) -> Sequence[Any]:
+async def find_api_keys(session: AsyncSession, user_id: str, page: Page) -> Sequence[Any]:
     """All keys of a user, newest first, with their last use."""
     statement = (
         select(
@@ -379,8 +387,9 @@ async def find_api_keys(session: AsyncSession, user_id: str) -> Sequence[Any]:
             LastUse.ip.label("last_used_ip"),
         )
         .outerjoin(LastUse, LastUse.id == ApiKey.id)
-        .where(ApiKey.user_id == user_id)
+        .where(ApiKey.user_id == user_id, *_below(ApiKey.id, page))
         .order_by(ApiKey.id.desc())
+        .limit(page.fetch)
     )
     return (await session.execute(statement)).all()
 

@@ -10,6 +10,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Principal, Realm
+from quazzar.core.db import Database
 from quazzar.core.paging import Page
 from quazzar.core.records import EventRow
 from quazzar.webhooks.models import Webhook, WebhookDelivery, WebhookLane, WebhookSecret
@@ -250,3 +251,11 @@ _PRUNE = sql(
     "DELETE FROM webhook_deliveries WHERE id IN (SELECT id FROM webhook_deliveries "
     "WHERE created_at < now() - make_interval(days => :days) LIMIT :batch FOR UPDATE SKIP LOCKED)"
 )
+
+
+async def count_waiting(database: Database) -> dict[str, int]:
+    """How many deliveries of all tenants wait for their next attempt."""
+    async with database.begin() as session:
+        await see_everything(session)
+        waiting = select(func.count()).select_from(WebhookDelivery).where(WebhookDelivery.status == "pending")
+        return {"pending": (await session.execute(waiting)).scalar_one()}

@@ -326,3 +326,20 @@ def test_effective_scopes_never_exceed_either_side() -> None:
     assert effective(frozenset({"apps:exec"}), scopes_of("operator")) == {"apps:exec"}
     assert effective(frozenset({"apps:write"}), frozenset({"apps:exec"})) == {"apps:exec"}
     assert scopes_of("nobody") == frozenset()
+
+
+async def test_keys_and_sessions_come_in_pages(admin: httpx.AsyncClient) -> None:
+    for number in range(3):
+        made = await admin.post(URL, json={"name": f"page-{number}", "scopes": ["apps:read"]})
+        assert made.status_code == 201
+    for path in (URL, "/api/auth/sessions"):
+        whole = [one["id"] for one in (await admin.get(path)).json()]
+        pieces, link = [], f"{path}?limit=1"
+        while link:
+            answer = await admin.get(link)
+            assert len(answer.json()) == 1
+            pieces += [one["id"] for one in answer.json()]
+            link = answer.links.get("next", {}).get("url", "")
+        assert pieces == whole
+        assert (await admin.get(f"{path}?limit=0")).status_code == 400
+        assert (await admin.get(f"{path}?cursor=nonsense!")).status_code == 400

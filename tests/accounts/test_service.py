@@ -17,6 +17,7 @@ from quazzar.accounts.process import Accounts
 from quazzar.accounts.service import AccountService
 from quazzar.core.db import Database
 from quazzar.core.errors import RateLimited
+from quazzar.core.paging import Page
 from tests.conftest import PASSWORD, RunningApp, make_settings
 from tests.factories.accounts import MadeUser, headers_of, log_in, make_member, make_user
 
@@ -124,7 +125,7 @@ async def test_tidying_takes_away_what_is_over_and_nothing_else(
     alive = await headers_of(client, user)
     # That login has cleared this user's own away already; another is over without one.
     async with database.begin(user=user.id) as session:
-        ids = [row.id for row in await store.find_sessions(session, realm, user.id)]
+        ids = [row.id for row in await store.find_sessions(session, realm, user.id, Page())]
     assert len(ids) == 1
     await accounts_of(app).tidy()
     async with database.begin(user=user.id) as session:

@@ -115,7 +115,6 @@ def product(data_dir: Path, **options: Any) -> Iterator[Product]:
     try:
         yield one
     finally:
-        one.http.close()
         if one.process is not None and one.process.poll() is None:
             one.stop()
         elif one.process is not None and one.process.returncode not in (0, None):
@@ -123,3 +122,4 @@ def product(data_dir: Path, **options: Any) -> Iterator[Product]:
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 one.start()
                 one.stop()
+        one.http.close()

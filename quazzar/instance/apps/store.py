@@ -375,3 +375,10 @@ async def find_sealed(session: AsyncSession) -> Sequence[tuple[str, bytes]]:
 
 async def replace_sealed(session: AsyncSession, app_id: str, sealed: bytes) -> None:
     await session.execute(update(App).where(App.id == app_id).values(secrets=sealed))
+
+
+async def count_apps(database: Database) -> dict[str, int]:
+    """How many apps stand in each status."""
+    async with database.begin() as session:
+        rows = await session.execute(select(App.status, func.count()).group_by(App.status))
+        return dict(rows.tuples().all())

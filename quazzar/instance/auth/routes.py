@@ -15,6 +15,7 @@ from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut, MeOut, TokenPair, TotpRequired
 from quazzar.core.addresses import is_loopback
 from quazzar.core.auth import authenticated, current_principal, principal_of, requires
+from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, post
 from quazzar.instance.auth.schemas import Login, Setup, SetupOut
 from quazzar.instance.auth.service import SetupService
@@ -76,9 +77,16 @@ class ApiKeyController(Controller):
         return Response(made, headers={"Location": f"/api/auth/api-keys/{made.id}"})
 
     @get(guards=[requires("auth:read")], operation_id="ListApiKeys", summary="List the own API keys")
-    async def list_api_keys(self, api_keys: NamedDependency[ApiKeyService]) -> list[ApiKeyOut]:
+    async def list_api_keys(
+        self,
+        request: AnyRequest,
+        api_keys: NamedDependency[ApiKeyService],
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> Response[list[ApiKeyOut]]:
         """Newest first, without the keys themselves; at most 50 are valid at once."""
-        return [ApiKeyOut.of(row) for row in await api_keys.find()]
+        page = page_of(limit, cursor)
+        return paged(request, page, await api_keys.find(page), ApiKeyOut.of, lambda row: row.id)
 
     @delete("/{key_id:str}", guards=[requires("auth:write")], operation_id="DeleteApiKey", summary="Revoke an API key")
     async def delete_api_key(self, api_keys: NamedDependency[ApiKeyService], key_id: FromPath[str]) -> None:
