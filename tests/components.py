@@ -525,9 +525,9 @@ def busybox_root(files: Mapping[str, bytes]) -> bytes:
         passwd = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"
         for path, content, mode in (
             ("bin/busybox", busybox.read_bytes(), 0o755),
-            ("etc/passwd", passwd, 0o644),
+            ("etc/passwd", files.get("/etc/passwd", passwd), 0o644),
             ("etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644),
-            *((path.lstrip("/"), content, 0o755) for path, content in files.items()),
+            *((path.lstrip("/"), content, 0o755) for path, content in files.items() if path != "/etc/passwd"),
         ):
             entry = tarfile.TarInfo(path)
             entry.size, entry.mode = len(content), mode

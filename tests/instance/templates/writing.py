@@ -43,3 +43,21 @@ def problems_of(text: str | bytes) -> dict[str, str]:
     assert caught.value.code == "template_invalid"
     assert caught.value.status == 422
     return caught.value.details
+
+
+def minimal_config(template: Template) -> dict[str, object]:
+    """A value for every field that must be given, and for none that needs not be."""
+    return {one.name: _VALUES[one.type] for one in template.fields if one.required and one.default is None}
+
+
+_VALUES: dict[str, object] = {
+    "password": "a-kettle-of-stars-7",
+    "email": "a@example.com",
+    "url": "https://app.example.com/",
+    "domain": "app.example.com",
+    "string": "value",
+    "port": 41999,
+    "integer": 5,
+    "number": 5,
+    "boolean": True,
+}
