@@ -12,7 +12,7 @@ SERVERS = ("redis-server", "mosquitto", "ntfy", "syncthing", "filebrowser", "ent
 """Programs that a template starts by name: servers, and some that first do one thing and end."""
 CHECKS = (
     "pg_isready", "mysqladmin", "redis-cli", "mosquitto_sub", "bash", "node", "php", "python3", "immich-healthcheck",
-    "healthcheck.sh", "mmctl", "miniflux", "vikunja", "healthcheck", "mosquitto_passwd",
+    "healthcheck.sh", "mmctl", "miniflux", "vikunja", "healthcheck",
 )  # fmt: skip
 """Programs of health checks that are not in busybox."""
 PLACES = {
@@ -70,6 +70,8 @@ def files() -> dict[str, bytes]:
         "/bin/curl": _CURL,
         "/bin/tini": _TINI,
         "/bin/entrypoint.sh": '#!/bin/sh\nexec "$@"\n',
+        "/bin/mosquitto_passwd": "#!/bin/sh\n",
+        "/healthcheck.sh": _CHECK,
         "/etc/passwd": _USERS,
     }
     for names, script in ((SERVERS, _SERVE), (CHECKS, _CHECK)):
