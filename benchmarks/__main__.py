@@ -286,8 +286,15 @@ def followers(lab: Lab) -> None:
         asyncio.run(measure(f"http://127.0.0.1:{port}", lab.headers[0], pid))
 
 
+def engine(lab: Lab) -> None:
+    """Apps on a real engine: installs against bare calls, long logs, followers, 200 apps looked at and measured."""
+    from benchmarks.apps_engine import measure  # noqa: PLC0415
+
+    measure(lab.folder)
+
+
 SECTIONS: dict[str, Callable[[Lab], None]] = {
-    section.__name__: section for section in (me, apps, gate, start, logins, deliveries, publishing, followers)
+    section.__name__: section for section in (me, apps, gate, start, logins, deliveries, publishing, followers, engine)
 }
 
 

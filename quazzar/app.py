@@ -41,6 +41,7 @@ from quazzar.events.events import SystemStarted
 from quazzar.events.feed import Feed
 from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
+from quazzar.instance.apps.disks import DiskMeter
 from quazzar.instance.apps.exec import Terminals
 from quazzar.instance.apps.exec_routes import ExecController
 from quazzar.instance.apps.history import Collector
@@ -164,6 +165,7 @@ class Application:
             resources[RUNTIME] = self._runtime
             self._reconciler = Reconciler(database, self._runtime)
             self._collector = Collector(database, self._runtime)
+            self._disks = DiskMeter(database, self._runtime)
         self._terminals: Terminals | None = None
         if self._runtime is not None:
             limits = settings.runtime
@@ -249,6 +251,8 @@ class Application:
                 stack.push_async_callback(self._reconciler.stop)
                 await self._collector.start()
                 stack.push_async_callback(self._collector.stop)
+                await self._disks.start()
+                stack.push_async_callback(self._disks.stop)
                 assert self._terminals is not None
                 await self._terminals.start()
                 stack.push_async_callback(self._terminals.stop)

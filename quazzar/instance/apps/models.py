@@ -155,3 +155,16 @@ class AppExec(Base):
     actor_id: Mapped[str] = mapped_column(Text(collation="C"))
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     ended_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class AppDisk(Base):
+    """What an app had on the engine's disk when it was measured last; `volumes` are bytes by short name."""
+
+    __tablename__ = "app_disks"
+
+    app_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True
+    )
+    volumes: Mapped[dict[str, int]] = mapped_column(JSONB)
+    containers_bytes: Mapped[int] = mapped_column(BigInteger)
+    measured_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

@@ -103,7 +103,19 @@ class ServiceOut(Out, kw_only=True):
 
 
 class VolumeOut(Out, kw_only=True):
+    """`size_bytes` is null until it is measured, which is done every quarter of an hour."""
+
     name: str
+    size_bytes: int | None = None
+
+
+class DiskOut(Out, kw_only=True):
+    """What the app has on the disk: its volumes, and what its containers have written beside them."""
+
+    size_bytes: int
+    volumes_bytes: int
+    containers_bytes: int
+    measured_at: datetime
 
 
 class ResourcesOut(Out, kw_only=True):
@@ -145,6 +157,7 @@ class AppOut(AppSummary):
     resources: ResourcesOut
     domain: str | None
     updated_at: datetime
+    disk: DiskOut | None
 
 
 class AppRow(msgspec.Struct):
@@ -180,6 +193,7 @@ class FullAppRow(AppRow):
     resources: msgspec.Raw
     domain: str | None
     updated_at: datetime
+    disk: msgspec.Raw | None
 
 
 class AppPlan(Out, kw_only=True):

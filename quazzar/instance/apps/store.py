@@ -8,10 +8,23 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Integer, Text, bindparam, case, delete, func, insert, or_, select, text, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import (
+    Integer,
+    Text,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.sql import Select
+from sqlalchemy.sql import ColumnElement, Select
 
 from quazzar.core.db import Database, Query
 from quazzar.instance.apps.models import TRANSITIONAL, App, AppPort, AppStatus
@@ -31,7 +44,24 @@ SUMMARY = (
     App.urls,
     App.update_available,
 )
-_FULL = (*SUMMARY, App.services, App.volumes, App.config, App.resources, App.domain, App.updated_at)
+# Sizes are measured apart from what the reconciler writes, and joined when they are shown.
+_VOLUMES: ColumnElement[Any] = literal_column(
+    """(SELECT COALESCE(jsonb_agg(one || jsonb_build_object('size_bytes', measured.volumes -> (one->>'name'))
+        ORDER BY place), CAST('[]' AS jsonb))
+    FROM jsonb_array_elements(apps.volumes) WITH ORDINALITY AS listed (one, place)
+    LEFT JOIN app_disks AS measured ON measured.app_id = apps.id)""",
+    JSONB,
+).label("volumes")
+_DISK: ColumnElement[Any] = literal_column(
+    """(SELECT jsonb_build_object('size_bytes', containers_bytes + total, 'volumes_bytes', total,
+        'containers_bytes', containers_bytes,
+        'measured_at', to_char(measured_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'))
+    FROM app_disks, LATERAL (SELECT COALESCE(sum(CAST(value AS bigint)), 0) AS total FROM jsonb_each_text(volumes))
+        AS summed
+    WHERE app_id = apps.id)""",
+    JSONB,
+).label("disk")
+_FULL = (*SUMMARY, App.services, _VOLUMES, App.config, App.resources, App.domain, App.updated_at, _DISK)
 
 _texts = ARRAY(Text)
 _ids = bindparam("ids", type_=_texts)
@@ -133,7 +163,7 @@ async def show_app(session: AsyncSession, app_id: str) -> FullAppRow | None:
 _SHOW = select(*_FULL).where(App.id == bindparam("id", type_=Text), _there)
 
 
-_JSON = frozenset({"ports", "urls", "services", "volumes", "config", "resources"})
+_JSON = frozenset({"ports", "urls", "services", "volumes", "config", "resources", "disk"})
 
 
 def _raw(value: Any) -> msgspec.Raw:

@@ -169,6 +169,14 @@ class Reading(Usage, frozen=True, kw_only=True):
     cpu_seconds: float
 
 
+class DiskUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What an app has on the engine's disk: each volume by its short name, and what its containers have written."""
+
+    app_id: str
+    volumes: dict[str, int] = {}
+    containers_bytes: int = 0
+
+
 class RuntimeEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Something happened to a container of an app, behind our back or not."""
 
@@ -315,6 +323,9 @@ class Runtime(Protocol):
         No engine ends a command, so this is done by another one, which needs `sh` in the image and the rights of the
         service's user. A command that is gone, or whose container is, is no error.
         """
+
+    async def measure_disks(self) -> Sequence[DiskUse]:
+        """What every app has on the disk. Slow: the engine counts every file; seldom and never for a request."""
 
     async def measure(self) -> Sequence[Reading]:
         """The counters of every running service of all apps, in a few cheap calls: one that is gone is left out."""

@@ -25,6 +25,7 @@ from quazzar.instance.apps.runtimes.base import (
     VOLUME_ROOT,
     AppState,
     DependencyFailed,
+    DiskUse,
     Health,
     ImageNotFound,
     LoginRefused,
@@ -169,6 +170,8 @@ class MemoryEngine:
         self.calls: list[str] = []
         """Every step that was reached, in order: `list`, `pull:IMAGE`, `create:SERVICE`, `start:SERVICE`, …"""
         self.is_down = False
+        self.volume_bytes: dict[tuple[str, str], int] = {}
+        """What lies in a volume, by app and name; nothing where it is not told."""
         self.executions: dict[str, MemoryExecution] = {}
         """Commands in containers, by the id that they were started with."""
         self._faults: dict[str, list[Exception]] = {}
@@ -627,6 +630,13 @@ class MemoryRuntime:
         await self.engine.reach("end_execution")
         if (execution := self.engine.executions.get(exec_id)) is not None:
             execution.end()
+
+    async def measure_disks(self) -> Sequence[DiskUse]:
+        await self.engine.reach("measure_disks")
+        return [
+            DiskUse(app_id=one, volumes={name: self.engine.volume_bytes.get((one, name), 0) for name in names})
+            for one, names in self.engine.volumes.items()
+        ]
 
     async def measure(self) -> Sequence[Reading]:
         await self.engine.reach("measure")

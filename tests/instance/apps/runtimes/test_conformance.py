@@ -630,3 +630,14 @@ async def test_a_command_is_ended_and_no_other_one(lab: Lab) -> None:
     assert await code_of(second) > 128
     await second.close()
     await lab.runtime.end_execution(new_id("app"), ids[1])
+
+
+async def test_disks_are_measured_by_app_and_volume(lab: Lab) -> None:
+    mount = (MountSpec(volume="data", target="/data"),)
+    spec = await lab.running(lab.service("a", mounts=mount), volumes=("data", "spare"))
+    found = next(one for one in await lab.runtime.measure_disks() if one.app_id == spec.app_id)
+    assert found.volumes.keys() == {"data", "spare"}
+    assert found.volumes["spare"] == 0
+    assert found.containers_bytes >= 0
+    await lab.runtime.remove(spec.app_id, keep_volumes=False)
+    assert spec.app_id not in {one.app_id for one in await lab.runtime.measure_disks()}

@@ -56,6 +56,9 @@ def verbs(runtime: DockerRuntime) -> dict[str, Callable[[], Awaitable[object]]]:
     spec = app_spec(ServiceSpec(name="a", image=IMAGE))
     return {
         "info": runtime.info,
+        "measure": runtime.measure,
+        "execute": lambda: runtime.execute(spec.app_id, "a", None, exec_id=new_id("exec")),
+        "end_execution": lambda: runtime.end_execution(spec.app_id, new_id("exec")),
         "pull": lambda: runtime.pull(spec, Progress()),
         "remote_digest": lambda: runtime.remote_digest(IMAGE),
         "up": lambda: runtime.up(spec, Progress()),
@@ -802,3 +805,19 @@ async def test_optional_dependency_on_what_is_not_there(docker: DockerLab) -> No
     wants = DependencySpec(service="nothing", required=False)
     spec = await docker.running(docker.service("a", depends_on=(wants,)))
     assert (await docker.one(spec.app_id, "a")).status == "running"
+
+
+async def test_what_is_written_shows_on_the_disk(docker: DockerLab) -> None:
+    write = "dd if=/dev/urandom of={} bs=1M count=3 2>/dev/null"
+    command = ("sh", "-c", f"{write.format('/data/x')}; {write.format('/tmp/x')}; exec sleep 100000")
+    spec = await docker.running(
+        ServiceSpec(name="a", image=IMAGE, command=command, mounts=(MountSpec(volume="data", target="/data"),)),
+        volumes=("data",),
+    )
+    least = 3 * 1024 * 1024
+
+    async def measured() -> bool:
+        found = next(one for one in await docker.runtime.measure_disks() if one.app_id == spec.app_id)
+        return found.volumes["data"] >= least and found.containers_bytes >= least
+
+    await until(measured)

@@ -12,6 +12,7 @@ import msgspec
 
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
+    DiskUse,
     Health,
     PortState,
     Reading,
@@ -346,6 +347,26 @@ def reading(container_id: str, labels: Mapping[str, str], stats: Mapping[str, An
         cpu_seconds=found.used / 1e9,
         **usage(stats),
     )
+
+
+def disk_use(told: Mapping[str, Any]) -> list[DiskUse]:
+    """From `GET /system/df`, of what carries our labels."""
+    volumes: dict[str, dict[str, int]] = {}
+    written: dict[str, int] = {}
+    for one in told.get("Volumes") or ():
+        found = one.get("Labels") or {}
+        if APP in found and found.get(VOLUME):
+            # An engine that could not count says -1.
+            size = max(0, (one.get("UsageData") or {}).get("Size") or 0)
+            volumes.setdefault(found[APP], {})[found[VOLUME]] = size
+    for one in told.get("Containers") or ():
+        found = one.get("Labels") or {}
+        if APP in found:
+            written[found[APP]] = written.get(found[APP], 0) + (one.get("SizeRw") or 0)
+    return [
+        DiskUse(app_id=app_id, volumes=volumes.get(app_id, {}), containers_bytes=written.get(app_id, 0))
+        for app_id in sorted({*volumes, *written})
+    ]
 
 
 def usage(stats: Mapping[str, Any]) -> dict[str, int]:
