@@ -92,6 +92,15 @@ class AppUndeleted(Event):
     name: str
 
 
+class AppCloned(Event):
+    """The data of an app has been copied into its clone, which is another app."""
+
+    type = "app.cloned"
+    app_id: str
+    name: str
+    clone_id: str
+
+
 class AppPurged(Event):
     """An app that was in the trash is gone for good, and its volumes with it."""
 

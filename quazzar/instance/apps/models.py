@@ -60,6 +60,7 @@ class App(Base):
     there should be. `installed_at` is None until the first install has gone through: until then a failure takes
     everything away again. `trashed_at` is there while the app is in the trash: then only its volumes are on the engine,
     its name and ports are free for others, and `trashed_ports` are those that it held (the fields of `AppPort`).
+    `copies_from` is the app whose data has not been copied yet into this one, its clone.
     """
 
     __tablename__ = "apps"
@@ -94,6 +95,7 @@ class App(Base):
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     trashed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    copies_from: Mapped[str | None] = mapped_column(Text(collation="C"))
     trashed_ports: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
 
 

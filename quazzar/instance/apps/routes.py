@@ -15,7 +15,7 @@ from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of
 from quazzar.core.routing import delete, get, post
 from quazzar.events.schemas import EventOut
 from quazzar.events.service import EVENT_ID
-from quazzar.instance.apps import importing
+from quazzar.instance.apps import cloning, importing
 from quazzar.instance.apps.answers import (
     ListOperation,
     LogQuery,
@@ -24,12 +24,14 @@ from quazzar.instance.apps.answers import (
     install_answer,
     list_answer,
     logs_answer,
+    made_answer,
     plan_answer,
     stats_answer,
     times_of,
     uninstall_answer,
 )
 from quazzar.instance.apps.schemas import (
+    AppClone,
     AppCreate,
     AppHistory,
     AppImport,
@@ -173,6 +175,21 @@ class AppController(Controller):
     async def restart_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
         """Stops what runs and starts everything."""
         return full_answer(await apps.restart(app_id))
+
+    @post(
+        "/{app_id:str}/clone",
+        guards=[requires("apps:write")],
+        operation_id="CloneApp",
+        summary="Copy an app with its data",
+    )
+    async def clone_app(
+        self, apps: NamedDependency[AppService], app_id: AppId, data: JSONBody[AppClone]
+    ) -> Response[AppOut]:
+        """A new app with the same config and secrets, a copy of the data, and free host ports of its own. An app that
+        runs and has data is stopped while that is copied, so that the copy is whole, and is started again whatever
+        becomes of the clone; meanwhile it is `restarting`, one that stands still `stopping`. The domain is not copied.
+        """
+        return made_answer(await cloning.clone(apps, app_id, data))
 
     @get("/{app_id:str}/logs", guards=[requires("apps:read")], operation_id="GetAppLogs", summary="What an app says")
     async def get_app_logs(

@@ -83,6 +83,12 @@ class AppImport(In, kw_only=True):
     env: Annotated[dict[str, str], Meta(examples=[{"API_TOKEN": "9f86d081884c7d65"}])] = {}
 
 
+class AppClone(In, kw_only=True):
+    """What the copy is called."""
+
+    name: Annotated[Name, Meta(examples=["cloud-copy"])]
+
+
 class PortOut(Out, kw_only=True):
     service: str
     container_port: int

@@ -215,6 +215,8 @@ class AppService:
         if app.installed_at is None and app.status == "failed":
             if operation is _STOP:
                 raise AppNotInstalled
+            if app.copies_from is not None:
+                raise AppNotInstalled("The data was never copied; try the job again, or delete this clone")
             operation = _REINSTALL
         moved = await store.move_app(
             self.session,

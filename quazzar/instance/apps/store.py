@@ -140,12 +140,15 @@ class Standing(msgspec.Struct, frozen=True):
     status: AppStatus
     installed_at: datetime | None
     job_id: str | None
+    copies_from: str | None
 
 
 async def get_state(session: AsyncSession, app_id: str) -> Standing | None:
     row = (
         await session.execute(
-            select(App.id, App.name, App.status, App.installed_at, App.job_id).where(App.id == app_id, _there)
+            select(App.id, App.name, App.status, App.installed_at, App.job_id, App.copies_from).where(
+                App.id == app_id, _there
+            )
         )
     ).one_or_none()
     return Standing(**row._asdict()) if row is not None else None
@@ -243,6 +246,7 @@ class Held(msgspec.Struct, frozen=True):
     resources: dict[str, Any]
     expected: list[Any]
     installed_at: datetime | None
+    copies_from: str | None
 
 
 HELD = tuple(getattr(App, name) for name in Held.__struct_fields__)

@@ -99,3 +99,21 @@ async def test_in_the_middle_of_an_uninstall(host: Host, step: str) -> None:
         assert (await client.get(f"/api/apps/{app['id']}")).status_code == 404
         assert host.containers(app["id"]) == 0
         assert app["id"] not in host.engine.volumes
+
+
+@pytest.mark.parametrize("step", ["stop:web", "copy:data", "copy:db", "create:web", "start:web"])
+async def test_in_the_middle_of_a_clone(host: Host, step: str) -> None:
+    async with host.process() as client:
+        app = await install(client, await web_template(client), config={"admin_password": SECRET})
+        host.engine.contents[app["id"], "data"] = b"what people wrote"
+        arrived, _ = host.engine.hold(step)
+        answer = await client.post(f"/api/apps/{app['id']}/clone", json={"name": unique("copy")})
+        assert answer.status_code == 201, answer.text
+        copy = answer.json()
+        await asyncio.wait_for(arrived.wait(), 10)
+    async with host.process() as client:
+        made = await until(client, copy["id"], "running")
+        source = await until(client, app["id"], "running")
+        assert source["config"] == app["config"]
+        assert host.engine.contents[made["id"], "data"] == b"what people wrote"
+        assert host.containers(app["id"]) == host.containers(made["id"]) == 2

@@ -1,0 +1,12 @@
+"""Which app's data a clone still waits for."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0013"
+down_revision = "0012"
+
+
+def upgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '1s'")
+    op.add_column("apps", sa.Column("copies_from", sa.Text(collation="C"), nullable=True))
