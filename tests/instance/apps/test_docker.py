@@ -430,3 +430,39 @@ def test_a_hog_leaves_the_api_answering(host: Host, command: str, status: str) -
     for app_id in (app["id"], other["id"]):
         assert host.client.delete(f"/api/apps/{app_id}").status_code == 204
         assert host.left_over(app_id) == []
+
+
+WELL = """\
+x-quazzar: {slug: SLUG, version: "1", title: Well}
+services:
+  web:
+    image: busybox:1.37
+    command: ["sh", "-c", "touch /tmp/ok; exec sleep 100000"]
+    healthcheck: {test: ["CMD", "test", "-e", "/tmp/ok"], interval: 1s, timeout: 10s, retries: 1}
+"""
+
+
+def test_health_and_restarts_behind_our_back(host: Host) -> None:
+    """Seen by the engine's events: far sooner than the full pass of every half minute."""
+    slug = unique("well")
+    assert host.client.post("/api/templates", json={"compose": WELL.replace("SLUG", slug)}).status_code == 201
+    app = host.install(slug)
+    [container] = host.containers(app["id"])
+
+    def run(*command: str) -> None:
+        made = host.engine.ok("POST", f"/containers/{container['Id']}/exec", body={"Cmd": list(command)})
+        host.engine.ok("POST", f"/exec/{made['Id']}/start", body={"Detach": True})
+
+    run("rm", "/tmp/ok")
+    ill = host.until(app["id"], "unhealthy", seconds=15)
+    assert ill["services"][0]["health"] == "unhealthy"
+    run("touch", "/tmp/ok")
+    host.until(app["id"], "running", seconds=15)
+    before = host.show(app["id"])["services"][0]["started_at"]
+    host.engine.ok("POST", f"/containers/{container['Id']}/restart", params={"t": "0"})
+    wait_for(lambda: host.show(app["id"])["services"][0]["started_at"] not in {before, None}, seconds=15)
+    after = host.until(app["id"], "running", seconds=15)
+    assert after["services"][0]["started_at"] > before
+    types = [one["type"] for one in host.client.get(f"/api/apps/{app['id']}/events").json()]
+    assert "app.unhealthy" in types
+    assert host.client.delete(f"/api/apps/{app['id']}").status_code == 204
