@@ -47,9 +47,7 @@ from quazzar.instance.apps.exec_routes import ExecController
 from quazzar.instance.apps.history import Collector
 from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.routes import AppController
-from quazzar.instance.apps.runtimes import RuntimeConfig, make_runtime
-from quazzar.instance.apps.runtimes.docker import DockerConfig
-from quazzar.instance.apps.runtimes.memory import MemoryConfig
+from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, SwarmConfig, make_runtime
 from quazzar.instance.apps.store import count_apps
 from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
@@ -284,8 +282,10 @@ def outbound_policy(settings: Settings) -> OutboundPolicy:
 
 def runtime_config(settings: Settings) -> RuntimeConfig:
     match settings.runtime.driver:
-        case "docker" | "swarm":
+        case "docker":
             return DockerConfig(host=settings.runtime.docker_url)
+        case "swarm":
+            return SwarmConfig(host=settings.runtime.docker_url)
         case "memory":
             return MemoryConfig()
 

@@ -148,13 +148,17 @@ class _UnixConnection(http.client.HTTPConnection):
 class DockerEngine:
     """A Docker engine of one test run; its published ports are reached at `address`.
 
-    containerd is a process of its own, so that containers outlive a killed engine, as on a real server.
+    containerd is a process of its own, so that containers outlive a killed engine, as on a real server. An engine that
+    shall join a swarm can't have that: swarm mode refuses `live_restore`.
     """
 
-    def __init__(self, folder: Path, namespace: Namespace, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, namespace: Namespace, options: Sequence[str] = (), *, live_restore: bool = True
+    ) -> None:
         self.folder = folder
         self.options = options
         self.namespace = namespace
+        self._live_restore = live_restore
         self.address = namespace.address
         self.socket = folder / "docker.sock"
         self.host = f"unix://{self.socket}"
@@ -183,7 +187,7 @@ class DockerEngine:
             f"--host={self.host}",
             f"--containerd={self._containerd_socket}",
             f"--cgroup-parent={self._cgroup}",
-            "--live-restore",
+            *(["--live-restore"] if self._live_restore else []),
             "--shutdown-timeout=1",
             *self.options,
         )
@@ -250,6 +254,11 @@ class DockerEngine:
         if answer.status >= 400 or b'"error"' in answer.body:
             raise RuntimeError(answer.body.decode(errors="replace"))
         return str(self.ok("GET", f"/images/{quote(tag, safe=':/')}/json")["Id"])
+
+    def init_swarm(self) -> None:
+        """Make this engine the first manager of a swarm, at its address in our network."""
+        body = {"ListenAddr": f"{self.address}:2377", "AdvertiseAddr": self.address}
+        self.ok("POST", "/v1.41/swarm/init", body=body)
 
     def push(self, image: str, target: str, *, username: str = "", password: str = "") -> None:
         """Push a present image as `target` (host:port/name:tag)."""
@@ -342,7 +351,7 @@ class DockerEngine:
 
 
 @contextlib.contextmanager
-def docker_engine(tmp_path: Path, *options: str) -> Iterator[DockerEngine]:
+def docker_engine(tmp_path: Path, *options: str, live_restore: bool = True) -> Iterator[DockerEngine]:
     """A running engine in a network namespace of its own; everything of it is gone at the end.
 
     Its folder lies outside of `tmp_path`, whose name is too long for a socket; the engine's log is put there.
@@ -351,7 +360,7 @@ def docker_engine(tmp_path: Path, *options: str) -> Iterator[DockerEngine]:
     folder = Path(tempfile.mkdtemp(prefix="qz-"))
     try:
         with network_namespace() as namespace:
-            engine = DockerEngine(folder, namespace, options)
+            engine = DockerEngine(folder, namespace, options, live_restore=live_restore)
             try:
                 engine.start()
                 yield engine

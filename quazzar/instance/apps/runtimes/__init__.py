@@ -5,10 +5,21 @@ from typing import assert_never
 from quazzar.instance.apps.runtimes.base import Runtime
 from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
 from quazzar.instance.apps.runtimes.memory import MemoryConfig, MemoryRuntime
+from quazzar.instance.apps.runtimes.swarm import SwarmConfig, SwarmRuntime
 
-__all__ = ["DockerConfig", "DockerRuntime", "MemoryConfig", "MemoryRuntime", "Runtime", "RuntimeConfig", "make_runtime"]
+__all__ = [
+    "DockerConfig",
+    "DockerRuntime",
+    "MemoryConfig",
+    "MemoryRuntime",
+    "Runtime",
+    "RuntimeConfig",
+    "SwarmConfig",
+    "SwarmRuntime",
+    "make_runtime",
+]
 
-RuntimeConfig = DockerConfig | MemoryConfig
+RuntimeConfig = DockerConfig | SwarmConfig | MemoryConfig
 
 
 def make_runtime(config: RuntimeConfig) -> Runtime:
@@ -16,6 +27,8 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
     match config:
         case DockerConfig():
             return DockerRuntime(config)
+        case SwarmConfig():
+            return SwarmRuntime(config)
         case MemoryConfig():
             return MemoryRuntime(config)
         case _:

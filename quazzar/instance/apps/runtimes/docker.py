@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
@@ -75,6 +75,8 @@ class DockerRuntime:
     The engine's objects are the only state: containers carry the digest of their part of the spec, their place in the
     order and their dependencies as labels, so any process can go on where another was killed.
     """
+
+    _network_driver: ClassVar = "bridge"
 
     def __init__(self, config: DockerConfig) -> None:
         self._engine = Engine(engine_url(config.host))
@@ -152,20 +154,17 @@ class DockerRuntime:
                 await report(done, step)
 
             held = kept.get(service.name)
-            if held is not None and plan.is_right(held, awaited):
+            if held is not None and self._is_right(held, awaited):
                 continue
             if held is None:
                 await tick(f"Creating {service.name}")
                 labels = objects.container_labels(spec, service, order=index, digest=digests[service.name])
                 reference, image = images[service.name]
                 made = msgspec.structs.replace(service, image=reference)
-                config = objects.container_config(
-                    made,
-                    container_labels=labels,
-                    volumes=await self._mounts(spec, made, volumes, image),
-                    runs_once=service.name in awaited,
+                mounts = await self._mounts(spec, made, volumes, image)
+                ids[service.name] = await self._create(
+                    spec, made, labels, mounts, image, runs_once=service.name in awaited
                 )
-                ids[service.name] = await self._create(spec, made, config)
             await self._await_dependencies(service.name, service.depends_on, ids, tick)
             await tick(f"Starting {service.name}")
             await self._start(ids[service.name], service.name, paused=_is_paused(held))
@@ -180,7 +179,7 @@ class DockerRuntime:
             return
 
         for one in present:
-            if not plan.is_right(one, awaited):
+            if not self._is_right(one, awaited):
                 await self._await_dependencies(one.state.name, one.depends_on, ids, tick)
                 await self._start(one.id, one.state.name, paused=_is_paused(one))
 
@@ -241,17 +240,7 @@ class DockerRuntime:
         follow: bool = False,
     ) -> AsyncGenerator[LogLine, None]:
         async def wanted() -> list[Followed]:
-            return [
-                Followed(
-                    id=one.id,
-                    service=one.state.name,
-                    tty=one.tty,
-                    running=one.state.status in {"running", "paused"},
-                    started_at=one.state.started_at,
-                )
-                for one in await self._held(app_id)
-                if services is None or one.state.name in services
-            ]
+            return [one for one in await self._followed(app_id) if services is None or one.service in services]
 
         start = _nanoseconds(since)
         present = await wanted()
@@ -287,7 +276,7 @@ class DockerRuntime:
             raise not_running(service)
         return await start_execution(
             self._engine,
-            held.id,
+            self._container_of(held),
             command or DEFAULT_SHELL,
             exec_id=exec_id,
             size=(columns, rows) if tty else None,
@@ -297,7 +286,7 @@ class DockerRuntime:
     async def end_execution(self, app_id: str, exec_id: str) -> None:
         for one in await self._held(app_id):
             if one.state.status == "running":
-                await kill_marked(self._engine, one.id, exec_id)
+                await kill_marked(self._engine, self._container_of(one), exec_id)
 
     async def measure_disks(self) -> Sequence[DiskUse]:
         async with self._engine.call(HEAVY_SECONDS) as client:
@@ -354,6 +343,14 @@ class DockerRuntime:
 
     # What the engine holds
 
+    @staticmethod
+    def _container_of(one: Held) -> str:
+        return one.id
+
+    @staticmethod
+    def _is_right(held: Held, once: set[str]) -> bool:
+        return plan.is_right(held, once)
+
     async def _containers(self, app_id: str | None) -> list[dict[str, Any]]:
         """Summaries of our containers, also of those that only carry files."""
         async with self._engine.call() as client:
@@ -365,6 +362,19 @@ class DockerRuntime:
         ids = [one["Id"] for one in await self._containers(app_id) if one["Labels"].get(objects.SERVICE)]
         found = await _all(self._inspect(one) for one in ids)
         return sorted((one for one in found if one is not None), key=lambda one: (one.order, one.state.name))
+
+    async def _followed(self, app_id: str) -> list[Followed]:
+        """Where the lines of an app's services are."""
+        return [
+            Followed(
+                id=one.id,
+                service=one.state.name,
+                tty=one.tty,
+                running=one.state.status in {"running", "paused"},
+                started_at=one.state.started_at,
+            )
+            for one in await self._held(app_id)
+        ]
 
     async def _inspect(self, container_id: str) -> Held | None:
         """One of our containers; None when it is gone, or only looks like one of ours."""
@@ -418,7 +428,7 @@ class DockerRuntime:
                 continue
             config = {
                 "Name": name,
-                "Driver": "bridge",
+                "Driver": self._network_driver,
                 "CheckDuplicate": True,
                 "Internal": one.internal,
                 "Labels": objects.labels(spec.app_id, {objects.NETWORK: one.name}),
@@ -440,7 +450,7 @@ class DockerRuntime:
     async def _mounts(
         self, spec: AppSpec, service: ServiceSpec, volumes: set[str], image: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """Volumes of the spec, of folders that the image declares as data, and of files that need one."""
+        """Volumes of the spec, and of folders that the image declares as data."""
         mounts = [
             objects.volume_mount(objects.engine_name(spec.app_id, one.volume), one.target, read_only=one.read_only)
             for one in service.mounts
@@ -454,7 +464,7 @@ class DockerRuntime:
             if name not in volumes:
                 await self._make_volume(spec.app_id, name, {objects.VOLUME: name})
             mounts.append(objects.volume_mount(objects.engine_name(spec.app_id, name), path))
-        return mounts + await self._file_mounts(spec, service, mounts)
+        return mounts
 
     async def _file_mounts(
         self, spec: AppSpec, service: ServiceSpec, mounts: list[dict[str, Any]]
@@ -493,7 +503,19 @@ class DockerRuntime:
         await delete_container(self._engine, keeper.id)
         return [one | {"ReadOnly": True} for one in filled]
 
-    async def _create(self, spec: AppSpec, service: ServiceSpec, config: dict[str, Any]) -> str:
+    async def _create(
+        self,
+        spec: AppSpec,
+        service: ServiceSpec,
+        labels: Mapping[str, str],
+        mounts: list[dict[str, Any]],
+        image: Mapping[str, Any],  # noqa: ARG002 - a swarm is told more of it
+        *,
+        runs_once: bool,
+    ) -> str:
+        """What runs the service, not started yet; gives its id. `image` is the engine's word on its image."""
+        mounts = mounts + await self._file_mounts(spec, service, mounts)
+        config = objects.container_config(service, container_labels=labels, volumes=mounts, runs_once=runs_once)
         endpoints = list(objects.endpoints(spec, service).items())
         first, others = endpoints[:1], endpoints[1:]
         config["HostConfig"]["NetworkMode"] = first[0][0] if first else "none"
@@ -635,6 +657,9 @@ class DockerRuntime:
         for key, line in kept.values():
             yield by_id[key], line
 
+    def _log_path(self, one: Followed) -> str:
+        return f"containers/{one.id}/logs"
+
     def _open_log(
         self, one: Followed, since: int | None, *, follow: bool = True, **params: str
     ) -> AsyncGenerator[bytes, None]:
@@ -642,8 +667,7 @@ class DockerRuntime:
         if since is not None:
             params["since"] = _engine_time(since)
         silence = None if follow else _LOG_SILENCE_SECONDS
-        path = f"containers/{one.id}/logs"
-        return self._engine.chunks("GET", path, params=params, silence=silence, service=one.service)
+        return self._engine.chunks("GET", self._log_path(one), params=params, silence=silence, service=one.service)
 
     async def _service_stats(self, one: Held) -> ServiceStats | None:
         """CPU needs two samples: the last one if it is recent, else another one shortly after the first.

@@ -15,6 +15,7 @@ from quazzar.core.secret import Secret
 from quazzar.instance.apps.runtimes.base import AppState, RegistryLogin, Runtime, ServiceState, Stream
 from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
 from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryRuntime
+from quazzar.instance.apps.runtimes.swarm import SwarmConfig, SwarmRuntime
 from quazzar.instance.apps.spec import AppSpec, HealthSpec, ServiceSpec
 from tests.components import DockerEngine, Registry, docker_engine, registry
 
@@ -215,6 +216,22 @@ class DockerLab(Lab):
         self.engine.remove_image(image)
 
 
+class SwarmLab(DockerLab):
+    """The same engine's commands; what carries a service there is the swarm's service, and its container passes."""
+
+    def __init__(self, engine: DockerEngine, registry: Registry, private: Registry) -> None:
+        super().__init__(engine, registry, private)
+        self.runtime: SwarmRuntime = SwarmRuntime(SwarmConfig(host=engine.host))
+
+    def service_of(self, app_id: str, service: str) -> dict[str, Any]:
+        filters = f'{{"label":["io.quazzar.app={app_id}","io.quazzar.service={service}"]}}'
+        [found] = self.engine.ok("GET", "/v1.41/services", params={"filters": filters})
+        return dict(found)
+
+    async def vanish(self, app_id: str, service: str) -> None:
+        self.engine.ok("DELETE", f"/v1.41/services/{self.service_of(app_id, service)['ID']}")
+
+
 def app_spec(*services: ServiceSpec, **fields: Any) -> AppSpec:
     app_id = new_id("app")
     return AppSpec(**{"app_id": app_id, "project": f"p{app_id[-8:]}", "services": services} | fields)
@@ -265,11 +282,42 @@ async def docker(engine: DockerEngine, images: Registry, private_images: Registr
     await lab.runtime.close()
 
 
+@pytest.fixture(scope="session")
+def swarm_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
+    """An engine that is the one node of a swarm."""
+    with docker_engine(tmp_path_factory.mktemp("swarm"), live_restore=False) as running:
+        running.import_busybox(IMAGE)
+        running.init_swarm()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def swarm_registries(
+    swarm_engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Registry, Registry]]:
+    folder = tmp_path_factory.mktemp("swarm-images")
+    with registry(folder, swarm_engine) as public, registry(folder, swarm_engine, users=USERS) as private:
+        yield public, private
+
+
+@pytest.fixture
+async def swarm(swarm_engine: DockerEngine, swarm_registries: tuple[Registry, Registry]) -> AsyncIterator[SwarmLab]:
+    lab = SwarmLab(swarm_engine, *swarm_registries)
+    yield lab
+    for state in await lab.runtime.find():
+        await lab.runtime.remove(state.app_id, keep_volumes=False)
+    await lab.runtime.close()
+
+
 @pytest.fixture(
-    params=["memory", pytest.param("docker", marks=pytest.mark.component("docker"))],
+    params=[
+        "memory",
+        pytest.param("docker", marks=pytest.mark.component("docker")),
+        pytest.param("swarm", marks=pytest.mark.component("docker")),
+    ],
 )
 def lab(request: pytest.FixtureRequest) -> Lab:
     if request.param == "memory":
         return MemoryLab()
-    found: Lab = request.getfixturevalue("docker")
+    found: Lab = request.getfixturevalue(request.param)
     return found

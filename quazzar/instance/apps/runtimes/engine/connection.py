@@ -83,6 +83,34 @@ class Engine:
             async with asyncio.timeout(limit):
                 yield await self._ready()
 
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        limit: float = QUICK_SECONDS,
+        service: str | None = None,
+    ) -> Any:
+        """The decoded answer of a call that the client library has no function for; None for an empty one."""
+        from yarl import URL  # noqa: PLC0415 - see `_connect`
+
+        async with self.call(limit, service=service) as client:
+            response = await client.session.request(
+                method,
+                URL(f"{client.docker_host}/{client.api_version}/{path}"),
+                params=dict(params or {}),
+                data=msgspec.json.encode(body) if body is not None else None,
+                headers={"Content-Type": "application/json", **(headers or {})},
+            )
+            async with response:
+                content = await response.read()
+            if response.status >= 400:
+                raise failure(response.status, _message(content), service)
+            return msgspec.json.decode(content) if content else None
+
     async def chunks(
         self,
         method: str,

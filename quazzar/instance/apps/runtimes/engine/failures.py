@@ -130,6 +130,28 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
 )
 
 
+# Why an engine can't speak for its swarm, and what helps.
+_NO_SWARM: tuple[tuple[str, str], ...] = (
+    (
+        "worker nodes can't",
+        "This machine is a worker of its swarm, and only managers can run apps: promote it, or use a manager",
+    ),
+    (
+        "not a swarm manager",
+        "The container engine is in no swarm: run `docker swarm init` there, or set runtime.driver to docker",
+    ),
+    ("needs to be unlocked", "The swarm is locked: run `docker swarm unlock` on this machine"),
+    ("certificates have expired", "The certificates of the swarm have expired: leave it and join again"),
+    ("does not have a leader", "The swarm has no leader: too few of its managers are up"),
+    ("no elected primary", "The swarm has no leader: too few of its managers are up"),
+)
+
+
+def _unavailable(message: str) -> RuntimeUnavailable:
+    found = (reason for sign, reason in _NO_SWARM if sign in message.lower())
+    return RuntimeUnavailable(next(found, None))
+
+
 def failure(status: int, message: str, service: str | None = None) -> RuntimeFailure | RuntimeUnavailable:
     """The exception for a refusal with HTTP `status`; 0 is one that came inside of a stream.
 
@@ -137,7 +159,7 @@ def failure(status: int, message: str, service: str | None = None) -> RuntimeFai
     without any is passed on. The text stays in the log through the exception's cause.
     """
     if status == 503 or "containerd.sock" in message:
-        return RuntimeUnavailable()
+        return _unavailable(message)
     for pattern, make in _KNOWN:
         if pattern.search(message):
             return make(message, service)
@@ -152,6 +174,6 @@ def failure(status: int, message: str, service: str | None = None) -> RuntimeFai
 
 
 def _clause(message: str) -> str:
-    last = message.strip().rsplit(": ", 1)[-1].rstrip(".").strip()
+    last = message.strip().rsplit(" desc = ", 1)[-1].rsplit(": ", 1)[-1].rstrip(".").strip()
     fit = 3 <= len(last) <= 160 and not re.search(r"[/\\\n\x00-\x1f]|[0-9a-f]{32}", last)
     return f": {last}" if fit else ""

@@ -89,7 +89,7 @@ class Images:
             "POST",
             "images/create",
             params={"fromImage": image.repository, "tag": image.reference},
-            headers=_login_header(image, login),
+            headers=login_header(image, login),
             silence=SILENCE_SECONDS,
         )
         async with self._registry_named(name, image, login), contextlib.aclosing(messages(chunks)) as told:
@@ -109,7 +109,7 @@ class Images:
         await self._engine.version()
         path = f"distribution/{name}/json"
         chunks = self._engine.chunks(
-            "GET", path, params={}, headers=_login_header(image, login), silence=REGISTRY_SECONDS
+            "GET", path, params={}, headers=login_header(image, login), silence=REGISTRY_SECONDS
         )
         async with self._registry_named(name, image, login), contextlib.aclosing(messages(chunks)) as told:
             async for message in told:
@@ -211,7 +211,7 @@ def _digest(inspected: Mapping[str, Any], name: str) -> str:
     return str(known[0][2] if known else inspected["Id"])
 
 
-def _login_header(image: Image, login: RegistryLogin | None) -> dict[str, str]:
+def login_header(image: Image, login: RegistryLogin | None) -> dict[str, str]:
     if login is None:
         return {}
     address = "https://index.docker.io/v1/" if image.registry == "docker.io" else image.registry

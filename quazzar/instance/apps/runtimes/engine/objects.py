@@ -42,6 +42,8 @@ COPY_OF = "io.quazzar.copy-of"
 DOOR = "io.quazzar.door"
 """On the container that never starts, through which a volume is read or filled: the engine's name of the volume."""
 
+LOG_DRIVER: Mapping[str, Any] = {"Name": "json-file", "Options": {"max-size": "10m", "max-file": "3"}}
+
 _NEVER = "0001-01-01"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -117,13 +119,13 @@ def container_config(
         "StopSignal": service.stop_signal,
         "StopTimeout": math.ceil(service.stop_grace_seconds),
         "ExposedPorts": {f"{one.container_port}/{one.protocol}": {} for one in service.ports},
-        "Healthcheck": _healthcheck(service),
+        "Healthcheck": healthcheck(service),
         "HostConfig": _host_config(service, list(volumes), runs_once=runs_once),
     }
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _healthcheck(service: ServiceSpec) -> dict[str, Any] | None:
+def healthcheck(service: ServiceSpec) -> dict[str, Any] | None:
     check = service.healthcheck
     if check is None:
         return None
@@ -160,7 +162,7 @@ def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs
         "IpcMode": "private",
         "PidsLimit": limits.pids,
         "RestartPolicy": {"Name": policy, "MaximumRetryCount": retries},
-        "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
+        "LogConfig": {"Type": LOG_DRIVER["Name"], "Config": LOG_DRIVER["Options"]},
         "PortBindings": bindings,
         "Mounts": volumes,
         "Tmpfs": {one.target: f"size={one.size_bytes}" if one.size_bytes is not None else "" for one in service.tmpfs},
@@ -266,12 +268,12 @@ def held(inspected: Mapping[str, Any], *, image_digest: str | None) -> Held:
         app_id=found[APP],
         digest=found.get(SPEC, ""),
         order=int(found.get(ORDER, "0")),
-        depends_on=tuple(_depends_on(found.get(DEPENDS, ""))),
+        depends_on=tuple(depends_on(found.get(DEPENDS, ""))),
         state=service,
         ports=tuple(_ports(service.name, host.get("PortBindings") or {})),
         tty=bool(config.get("Tty")),
         stop_seconds=config["StopTimeout"] if config.get("StopTimeout") is not None else 10,
-        health_deadline_seconds=_health_deadline(config.get("Healthcheck")),
+        health_deadline_seconds=health_deadline(config.get("Healthcheck")),
     )
 
 
@@ -283,7 +285,7 @@ def health(text: str | None) -> Health:
             return "none"
 
 
-def _depends_on(text: str) -> Iterable[DependencySpec]:
+def depends_on(text: str) -> Iterable[DependencySpec]:
     for one in text.split(",") if text else ():
         service, condition, need = one.split(":")
         yield msgspec.convert(
@@ -303,7 +305,7 @@ def _ports(service: str, bindings: Mapping[str, Sequence[Mapping[str, str]] | No
             )
 
 
-def _health_deadline(check: Mapping[str, Any] | None) -> float | None:
+def health_deadline(check: Mapping[str, Any] | None) -> float | None:
     if not check or not check.get("Test") or check["Test"][0] == "NONE":
         return None
     interval = (check.get("Interval") or 30e9) / 1e9
