@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -234,9 +234,24 @@ async def check_engine(settings: Settings) -> Finding:
     api = tuple(int(part) for part in str(version.get("ApiVersion", "0.0")).split("."))
     if api < OLDEST_ENGINE_API:
         return Finding("fail", "engine", f"the container engine is too old (API {version.get('ApiVersion')})")
-    if settings.runtime.driver == "swarm" and info.get("Swarm", {}).get("LocalNodeState") != "active":
-        return Finding("fail", "engine", "runtime.driver is swarm, but this engine is in none; run `docker swarm init`")
+    if settings.runtime.driver == "swarm" and (problem := swarm_problem(info.get("Swarm") or {})):
+        return Finding("fail", "engine", f"runtime.driver is swarm, but {problem}")
     return Finding("ok", "engine", f"container engine {version.get('Version')} (API {version.get('ApiVersion')})")
+
+
+def swarm_problem(swarm: Mapping[str, Any]) -> str | None:
+    """Why an engine can't run apps on a swarm, from the part `Swarm` of `GET /info`, and what helps; None if it can."""
+    match swarm.get("LocalNodeState"):
+        case "active" if swarm.get("ControlAvailable"):
+            return None
+        case "active":
+            return "this engine is only a worker of its swarm; run `docker node promote` on a manager, or use a manager"
+        case "locked":
+            return "the swarm is locked; run `docker swarm unlock`"
+        case "pending" | "error":
+            return "this engine can't join its swarm; see `docker info`, or leave it and join again"
+        case _:
+            return "this engine is in none; run `docker swarm init`"
 
 
 def check_ports(settings: Settings) -> Iterator[Finding]:

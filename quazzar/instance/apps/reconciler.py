@@ -74,8 +74,10 @@ class Reconciler:
                 self.engine_reachable = True
                 failures = 0
                 await self._follow(since)
-            except Unavailable:
+            except Unavailable as error:
                 self.engine_reachable = False
+                if failures == 0:  # once for each loss, the first time at the start
+                    log.warning("apps.engine_unavailable", reason=error.message)
             except Exception as error:  # noqa: BLE001 - this loop must outlive every fault
                 self._report("apps.reconcile_failed", error)
             pause = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]

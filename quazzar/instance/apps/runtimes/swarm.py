@@ -173,7 +173,8 @@ class SwarmRuntime(DockerRuntime):
         return node
 
     async def _capabilities(self) -> frozenset[str]:
-        found = {"logs", "stats.here", "events", "spread"}
+        # “here” is what holds for services on this node alone.
+        found = {"logs", "events", "spread", "stats.here", "exec.here", "volumes.here", "oom_killed.here"}
         if await self._knows_no_new_privileges():
             found.add("no_new_privileges")
         return frozenset(found)
