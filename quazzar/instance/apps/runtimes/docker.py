@@ -274,7 +274,7 @@ class DockerRuntime:
         held = next((one for one in await self._held(app_id) if one.state.name == service), None)
         if held is None or held.state.status != "running":
             raise not_running(service)
-        return await start_execution(
+        started = await start_execution(
             self._engine,
             self._container_of(held),
             command or DEFAULT_SHELL,
@@ -282,6 +282,9 @@ class DockerRuntime:
             size=(columns, rows) if tty else None,
             service=service,
         )
+        # What the state calls it: a swarm's containers come and go, its service stays.
+        started.container_id = held.state.container_id
+        return started
 
     async def end_execution(self, app_id: str, exec_id: str) -> None:
         for one in await self._held(app_id):
