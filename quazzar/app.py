@@ -54,6 +54,8 @@ from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
 from quazzar.instance.registries.routes import RegistryController
 from quazzar.instance.system.jobs import DATA_DIR
+from quazzar.instance.template_sources.jobs import OUTBOUND
+from quazzar.instance.template_sources.routes import TemplateSourceController
 from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
@@ -94,6 +96,7 @@ def instance_router(prefix: str = "") -> Router:
             AppController,
             ExecController,
             RegistryController,
+            TemplateSourceController,
             *job_handlers,
             *event_handlers,
             *audit_handlers,
@@ -156,6 +159,7 @@ class Application:
         resources[KEYRING] = keyring
         resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
         resources[SETTINGS] = settings
+        resources[OUTBOUND] = outbound_policy(settings)
         resources[DATA_DIR] = settings.server.data_dir
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None

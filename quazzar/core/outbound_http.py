@@ -36,7 +36,7 @@ class OutboundFailed(Exception):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came back: names of headers in lower case, and the first `READ_BYTES` of the body."""
+    """What came back: names of headers in lower case, and the beginning of the body."""
 
     status: int
     headers: Mapping[str, str]
@@ -68,6 +68,15 @@ class OutboundHttp:
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """One request, never repeated. Raises `OutboundRefused` or `OutboundFailed`; any status is an answer."""
+        return await self._send("POST", url, body, headers, READ_BYTES)
+
+    async def get(self, url: str, *, most_bytes: int) -> Answer:
+        """As `post`; of the answer at most `most_bytes` are read."""
+        return await self._send("GET", url, None, {}, most_bytes)
+
+    async def _send(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], most_bytes: int
+    ) -> Answer:
         target = self.policy.read(url)
         if self._session is None:
             # In a thread: the library takes longer than other requests should wait.
@@ -81,11 +90,11 @@ class OutboundHttp:
         started = time.monotonic()
         status: int | None = None
         try:
-            async with session.post(
-                URL(target.url, encoded=True), data=body, headers=headers, allow_redirects=False
+            async with session.request(
+                method, URL(target.url, encoded=True), data=body, headers=headers, allow_redirects=False
             ) as response:
                 status = response.status
-                content, truncated = await _read(response)
+                content, truncated = await _read(response, most_bytes)
                 if truncated:
                     response.close()
                 found = {name.lower(): value for name, value in response.headers.items()}
@@ -127,15 +136,15 @@ class OutboundHttp:
         )
 
 
-async def _read(response: "aiohttp.ClientResponse") -> tuple[bytes, bool]:
-    """Up to `READ_BYTES`, and whether there was more: then the connection is of no use any more."""
+async def _read(response: "aiohttp.ClientResponse", most_bytes: int) -> tuple[bytes, bool]:
+    """Up to `most_bytes`, and whether there was more: then the connection is of no use any more."""
     parts: list[bytes] = []
     size = 0
     while part := await response.content.readany():
         parts.append(part)
         size += len(part)
-        if size > READ_BYTES:
-            return b"".join(parts)[:READ_BYTES], True
+        if size > most_bytes:
+            return b"".join(parts)[:most_bytes], True
     return b"".join(parts), False
 
 

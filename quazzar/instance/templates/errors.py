@@ -18,6 +18,11 @@ class TemplateExists(Conflict):
     message = "A template of this slug exists already"
 
 
+class TemplateOfSource(Conflict):
+    code = "template_of_source"
+    message = "This template belongs to a template source and can't be changed; add one of your own under another slug"
+
+
 class TemplatePackaged(Conflict):
     code = "template_packaged"
     message = "This template comes with the release and can't be changed; add one of your own under another slug"

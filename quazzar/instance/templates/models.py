@@ -15,6 +15,9 @@ class Template(Base):
 
     id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
     slug: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    source_id: Mapped[str | None] = mapped_column(
+        Text(collation="C"), ForeignKey("template_sources.id", ondelete="CASCADE"), index=True
+    )
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 

@@ -1,7 +1,7 @@
 """Bodies of templates, in and out."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -75,7 +75,7 @@ class TemplateSummary(Out, kw_only=True):
     category: str
     icon: str | None
     website: str | None
-    source: Literal["packaged", "own"]
+    source: Annotated[str, Meta(description="`packaged`, `own`, or the id of a template source.")]
     fields: list[FieldOut]
     services: list[str]
     volumes: list[str]

@@ -20,6 +20,7 @@ from quazzar.instance.templates.compose import parse_template
 from quazzar.instance.templates.errors import (
     TemplateExists,
     TemplateNotFound,
+    TemplateOfSource,
     TemplatePackaged,
     TemplateVersionNotFound,
 )
@@ -74,7 +75,9 @@ _decode_definition = msgspec.json.Decoder(Template).decode
 
 def _of_row(row: store.SummaryRow) -> TemplateSummary:
     values = _summary_values(_decode_definition(bytes(row.definition)))
-    return TemplateSummary(id=row.id, source="own", created_at=row.created_at, updated_at=row.updated_at, **values)
+    return TemplateSummary(
+        id=row.id, source=row.source_id or "own", created_at=row.created_at, updated_at=row.updated_at, **values
+    )
 
 
 async def list_templates(
@@ -136,7 +139,7 @@ class TemplateService:
             template = msgspec.convert(stored.definition, Template)
             return TemplateOut(
                 id=stored.id,
-                source="own",
+                source=stored.source_id or "own",
                 created_at=stored.created_at,
                 updated_at=stored.updated_at,
                 versions=await store.find_versions(self.session, stored.id),
@@ -199,6 +202,7 @@ class TemplateService:
             await self._packaged(ref, None)
             raise TemplatePackaged
         template_id, slug = own
+        await self._refuse_of_source(template_id)
         template = await asyncio.to_thread(parse_template, compose)
         if template.slug != slug:
             raise Invalid(details={"x-quazzar.slug": f"Slug must stay {slug}"})
@@ -209,6 +213,10 @@ class TemplateService:
         )
         await self._put(template_id, template, compose)
         return await self.get(template_id, template.version)
+
+    async def _refuse_of_source(self, template_id: str) -> None:
+        if await store.get_source_id(self.session, template_id) is not None:
+            raise TemplateOfSource
 
     async def _put(self, template_id: str, template: Template, compose: str | bytes) -> None:
         text = compose if isinstance(compose, str) else compose.decode()
@@ -224,6 +232,30 @@ class TemplateService:
             await self._packaged(ref, None)
             raise TemplatePackaged
         template_id, slug = own
+        await self._refuse_of_source(template_id)
         before = {"slug": slug, "versions": await store.find_versions(self.session, template_id)}
         audit(self.session, "template.delete", subject=template_id, before=before)
         await store.delete_template(self.session, template_id)
+
+
+async def take_source(
+    session: AsyncSession, source_id: str, found: Iterable[tuple[Template, str]], *, listed: set[str]
+) -> dict[str, str]:
+    """Put the checked templates of a source into the catalogue and forget those that it no longer lists.
+
+    Gives slug → reason for those whose slug is taken: what was there first stays.
+    """
+    await ready_catalogue()
+    templates = list(found)
+    wanted = {one.slug: new_id("tpl") for one, _ in templates if find_packaged(one.slug) is None}
+    await store.forget_unlisted(session, source_id, listed)
+    held = await store.claim_slugs(session, source_id, wanted)
+    problems: dict[str, str] = {}
+    for template, compose in templates:
+        if template.slug not in held:
+            problems[template.slug] = "Another template has this slug"
+            continue
+        definition = msgspec.to_builtins(template)
+        template_id = held[template.slug]
+        await store.put_version(session, template_id, template.version, compose=compose, definition=definition)
+    return problems

@@ -19,7 +19,7 @@ _newest = (
     .correlate(Template)
     .scalar_subquery()
 )
-_SUMMARY = (Template.id, TemplateVersion.definition, Template.created_at, Template.updated_at)
+_SUMMARY = (Template.id, TemplateVersion.definition, Template.created_at, Template.updated_at, Template.source_id)
 
 
 class SummaryRow(msgspec.Struct):
@@ -29,6 +29,7 @@ class SummaryRow(msgspec.Struct):
     definition: msgspec.Raw
     created_at: datetime
     updated_at: datetime
+    source_id: str | None
 
 
 def _summaries() -> Query[SummaryRow]:
@@ -73,6 +74,7 @@ class StoredTemplate(msgspec.Struct):
     definition: dict[str, Any]
     created_at: datetime
     updated_at: datetime
+    source_id: str | None
 
 
 async def get_template(session: AsyncSession, ref: str, version: str | None = None) -> StoredTemplate | None:
@@ -84,6 +86,7 @@ async def get_template(session: AsyncSession, ref: str, version: str | None = No
             TemplateVersion.definition,
             Template.created_at,
             TemplateVersion.updated_at,
+            Template.source_id,
         )
         .join(TemplateVersion, TemplateVersion.template_id == Template.id)
         .where(or_(Template.id == ref, Template.slug == ref))
@@ -113,9 +116,27 @@ async def lock_template(session: AsyncSession, ref: str) -> tuple[str, str] | No
     return (row[0], row[1]) if row is not None else None
 
 
-async def add_template(session: AsyncSession, template_id: str, slug: str) -> None:
+async def add_template(session: AsyncSession, template_id: str, slug: str, source_id: str | None = None) -> None:
     """The unique index on the slug decides who was first."""
-    await session.execute(insert(Template), {"id": template_id, "slug": slug})
+    await session.execute(insert(Template), {"id": template_id, "slug": slug, "source_id": source_id})
+
+
+async def claim_slugs(session: AsyncSession, source_id: str, wanted: dict[str, str]) -> dict[str, str]:
+    """Make templates (slug → new id) for a source where nobody has the slug. Gives slug → id of all it has."""
+    if wanted:
+        rows = [{"id": one, "slug": slug, "source_id": source_id} for slug, one in wanted.items()]
+        await session.execute(upsert(Template).on_conflict_do_nothing(index_elements=[Template.slug]), rows)
+    held = select(Template.slug, Template.id).where(Template.source_id == source_id)
+    return {row.slug: row.id for row in await session.execute(held)}
+
+
+async def forget_unlisted(session: AsyncSession, source_id: str, listed: set[str]) -> None:
+    """Templates of a source that its index no longer has."""
+    await session.execute(delete(Template).where(Template.source_id == source_id, Template.slug.not_in(listed)))
+
+
+async def get_source_id(session: AsyncSession, template_id: str) -> str | None:
+    return (await session.execute(select(Template.source_id).where(Template.id == template_id))).scalar_one_or_none()
 
 
 async def put_version(

@@ -1,0 +1,1 @@
+"""Template sources: catalogues of others, fetched, checked and kept."""
