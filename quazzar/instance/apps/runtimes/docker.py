@@ -50,6 +50,8 @@ from quazzar.instance.apps.spec import AppSpec, DependencySpec, FileSpec, Networ
 T = TypeVar("T")
 
 _AT_ONCE: Final = 8
+_MEASURED_AT_ONCE: Final = 32
+"""More, since an engine lets each wait for its next sample, up to a second, at no cost."""
 _POLL_SECONDS: Final = 0.25
 _PING_SECONDS: Final = 10.0
 _LOG_SILENCE_SECONDS: Final = 20.0
@@ -300,7 +302,8 @@ class DockerRuntime:
         async with self._engine.call() as client:
             running = await client.containers.list(filters=_json(found))
         summaries = [one._container for one in running if one._container["Labels"].get(objects.SERVICE)]  # noqa: SLF001
-        return [one for one in await _all(self._reading(one) for one in summaries) if one is not None]
+        readings = await _all((self._reading(one) for one in summaries), at_once=_MEASURED_AT_ONCE)
+        return [one for one in readings if one is not None]
 
     async def _reading(self, summary: Mapping[str, Any]) -> Reading | None:
         labels = summary["Labels"]
@@ -721,9 +724,9 @@ def _is_paused(held: Held | None) -> bool:
     return held is not None and held.state.status == "paused"
 
 
-async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def _all(coroutines: Iterable[Coroutine[Any, Any, T]], *, at_once: int = _AT_ONCE) -> list[T]:
     """The results of all, some at once; every one has ended when this returns or raises the first error."""
-    gate = asyncio.Semaphore(_AT_ONCE)
+    gate = asyncio.Semaphore(at_once)
 
     async def gated(one: Coroutine[Any, Any, T]) -> T:
         async with gate:
