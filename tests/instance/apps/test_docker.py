@@ -466,3 +466,38 @@ def test_health_and_restarts_behind_our_back(host: Host) -> None:
     types = [one["type"] for one in host.client.get(f"/api/apps/{app['id']}/events").json()]
     assert "app.unhealthy" in types
     assert host.client.delete(f"/api/apps/{app['id']}").status_code == 204
+
+
+KEEPER = """\
+services:
+  web:
+    image: busybox:1.37
+    command: ["sh", "-c", "cat /data/word; [ -e /data/word ] || echo kept-word > /data/word; sleep 3600"]
+    volumes: ["data:/data"]
+volumes: {data: {}}
+"""
+
+
+def said(host: Host, app_id: str) -> list[str]:
+    return [one["line"] for one in host.client.get(f"/api/apps/{app_id}/logs").json()]
+
+
+def test_clone_trash_and_back(host: Host) -> None:
+    made = host.client.post("/api/apps/import", json={"name": unique("im"), "compose": KEEPER}).json()
+    host.until(made["id"], "running")
+    copy = host.client.post(f"/api/apps/{made['id']}/clone", json={"name": unique("copy")})
+    assert copy.status_code == 201, copy.text
+    copy_id = copy.json()["id"]
+    host.until(copy_id, "running")
+    host.until(made["id"], "running")
+    assert "kept-word" in said(host, copy_id)
+    path = f"/api/apps/{copy_id}"
+    assert host.client.delete(path).status_code == 204
+    assert host.containers(copy_id) == []
+    assert len(host.objects("volumes", copy_id)) == 1
+    assert host.client.post(f"{path}/undelete").status_code == 200
+    host.until(copy_id, "running")
+    assert "kept-word" in said(host, copy_id)
+    for app_id in (copy_id, made["id"]):
+        assert host.client.delete(f"/api/apps/{app_id}?purge=true").status_code == 204
+        assert host.left_over(app_id) == []
