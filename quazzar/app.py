@@ -1,7 +1,9 @@
 """The one place of assembly: from settings to the ASGI application of a mode."""
 
+import asyncio
 import contextlib
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -9,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import psutil
+import structlog
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
+from sqlalchemy.exc import SQLAlchemyError
 
 import quazzar.alerts.events
 import quazzar.instance.backups.events
@@ -22,10 +26,11 @@ from quazzar import __version__
 from quazzar.accounts.process import Accounts
 from quazzar.audit.refusals import Refusals
 from quazzar.audit.routes import handlers as audit_handlers
-from quazzar.core.auth import Realm
+from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.core.envelope import exception_handlers, remember_error
+from quazzar.core.errors import AppError
 from quazzar.core.gate import BodyRule, Gate, GateConfig, LogRequest
 from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.idempotency import Replay
@@ -34,7 +39,7 @@ from quazzar.core.logs import AccessLog
 from quazzar.core.openapi import build_document
 from quazzar.core.outbound import OutboundPolicy
 from quazzar.core.ratelimit import limiter_for, parse_bucket
-from quazzar.core.records import publish
+from quazzar.core.records import Caller, publish
 from quazzar.core.routing import renew_options
 from quazzar.core.sse import streams_of
 from quazzar.events.events import SystemStarted
@@ -52,6 +57,9 @@ from quazzar.instance.apps.store import count_apps
 from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
+from quazzar.instance.enrolment.line import Line
+from quazzar.instance.enrolment.routes import handlers as panel_link_handlers
+from quazzar.instance.enrolment.service import PanelLinkService, dial, is_linked_or_left
 from quazzar.instance.registries.routes import RegistryController
 from quazzar.instance.system.jobs import DATA_DIR
 from quazzar.instance.template_sources.jobs import OUTBOUND
@@ -61,8 +69,12 @@ from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
 from quazzar.jobs.store import count_jobs
 from quazzar.panel.accounts.routes import handlers as panel_account_handlers
+from quazzar.panel.fleet.listener import agent_app, renew_tls, server_tls
 from quazzar.panel.fleet.process import Fleet
 from quazzar.panel.fleet.routes import handlers as fleet_handlers
+from quazzar.panel.fleet.schemas import TokenCreate
+from quazzar.panel.fleet.service import FleetService
+from quazzar.panel.fleet.upkeep import first_tenant
 from quazzar.panel.tenants.routes import handlers as tenant_handlers
 from quazzar.panel.tenants.tenancy import PanelTenancy
 from quazzar.reference.routes import handlers as reference_handlers
@@ -74,7 +86,11 @@ from quazzar.webhooks.store import count_waiting
 if TYPE_CHECKING:
     from quazzar.health.metrics import Metrics
 
+log = structlog.get_logger(__name__)
+
 _AUTH_BYTES = 64 * 1024
+_DAY_SECONDS = 86_400
+_LOOK_SECONDS = 2.0
 _STRICT = {
     "instance": ("setup", "login", "refresh", "totp/verify"),
     "panel": ("register", "login", "refresh", "totp/verify"),
@@ -92,6 +108,7 @@ def instance_router(prefix: str = "") -> Router:
             *health_handlers,
             *reference_handlers,
             *instance_account_handlers,
+            *panel_link_handlers,
             TemplateController,
             AppController,
             ExecController,
@@ -178,6 +195,8 @@ class Application:
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
         self.fleet = Fleet(settings, keyring, database) if "panel" in modes else None
+        self.agents = agent_app(self.fleet, self.limiter) if self.fleet is not None else None
+        self.panel_line = Line(database, settings.server.data_dir) if "instance" in modes else None
         self.webhooks = Webhooks(
             database, keyring, outbound_policy(settings), settings.webhooks.retry_schedule, identity=identity
         )
@@ -206,6 +225,7 @@ class Application:
                     "worker": self.worker,
                     "feed": self.feed,
                     "fleet": self.fleet,
+                    "panel_line": self.panel_line,
                     "webhooks": self.webhooks,
                     "authenticator": self.accounts.authenticator,
                     "draining": False,
@@ -222,6 +242,47 @@ class Application:
         """The limit of this process's first API, for answers that are given before the gate."""
         realm = next(iter(realms_of(self.settings.server.mode)))
         return parse_bucket(realm, getattr(self.settings.rate_limit, realm)).amount
+
+    async def agent_tls(self) -> ssl.SSLContext:
+        """What the agent listener shows of itself and asks of instances."""
+        assert self.fleet is not None
+        return await server_tls(self.fleet, self.settings.server.data_dir)
+
+    async def renew_agent_tls(self, context: ssl.SSLContext) -> None:
+        """Give the agent listener a new certificate each day, until cancelled."""
+        assert self.fleet is not None
+        while True:
+            await asyncio.sleep(_DAY_SECONDS)
+            await renew_tls(self.fleet, context, self.settings.server.data_dir)
+
+    async def link_halves(self) -> None:
+        """With both halves in one process: once somebody has registered on the panel, its instance joins their tenant,
+        by a token and over TLS as any other server. One that was linked before is left alone.
+        """
+        if self.fleet is None or self.panel_line is None:
+            return
+        while True:
+            try:
+                if await is_linked_or_left(self.panel_line) or await self._link_halves(self.fleet, self.panel_line):
+                    return
+            except (AppError, OSError, SQLAlchemyError) as error:
+                log.warning("This server could not join its own panel yet", cause=str(error)[:200])
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _link_halves(self, fleet: Fleet, line: Line) -> bool:
+        async with self.database.begin() as session:
+            tenant_id = await first_tenant(session)
+        if tenant_id is None:
+            return False
+        address = await fleet.local_address()
+        me = Principal(realm="panel", user_id="system", client="system", scopes=frozenset("*"), tenant_id=tenant_id)
+        async with self.database.begin(tenant=tenant_id) as session:
+            session.info["caller"] = Caller(kind="system", realm="panel", tenant_id=tenant_id)
+            made = await FleetService(session, me).create_token(TokenCreate(name="This server"), address)
+        joined = await dial(line, made.token)
+        async with self.database.begin() as session:
+            await PanelLinkService(session, line).create(joined)
+        return True
 
     def drain(self) -> None:
         """From now on the process says that it is not ready, and open streams end."""
@@ -248,6 +309,12 @@ class Application:
             stack.push_async_callback(self.worker.stop)
             await self.webhooks.start()
             stack.push_async_callback(self.webhooks.stop)
+            if self.fleet is not None:
+                await self.fleet.hub.start()
+                stack.push_async_callback(self.fleet.hub.stop)
+            if self.panel_line is not None:
+                await self.panel_line.start()
+                stack.push_async_callback(self.panel_line.stop)
             if self._reconciler is not None:
                 await self._reconciler.start()
                 stack.push_async_callback(self._reconciler.stop)

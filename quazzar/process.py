@@ -19,7 +19,11 @@ from quazzar.core.migrations import MigrationProblem, schema_state, upgrade
 from quazzar.settings import Settings
 
 if TYPE_CHECKING:
+    import ssl
+
+    from quazzar.app import Application
     from quazzar.core.postgres import EmbeddedPostgres
+    from quazzar.core.server import Server, ServerConfig
 
 log = get_logger(__name__)
 
@@ -205,18 +209,32 @@ async def _serve(settings: Settings, keyring: Keyring, loading: "asyncio.Task[No
         app = create_app(settings, keyring=keyring, database=opened.database)
         limit = app.limit_per_minute
         edge = ServerConfig(max_connections=settings.server.max_connections, rate_limit=limit)
-        try:
-            server = Server(
-                app.asgi,
-                settings.server.host,
-                settings.server.port,
-                config=edge,
-                on_started=lambda addresses: _announce(settings, addresses),
-                on_draining=app.drain,
-            )
-        except CannotListen as error:
-            raise StartProblem(str(error)) from error
+        agents = await _agent_listener(app, settings, edge) if app.fleet is not None else None
+
+        def started(addresses: list[tuple[str, int]]) -> None:
+            _announce(settings, addresses)
+            if agents is not None:
+                agents.begin()
+
+        def draining() -> None:
+            app.drain()
+            if agents is not None:
+                agents.server.stop()
+
         async with contextlib.AsyncExitStack() as stack:
+            if agents is not None:
+                stack.push_async_callback(agents.end)
+            try:
+                server = Server(
+                    app.asgi,
+                    settings.server.host,
+                    settings.server.port,
+                    config=edge,
+                    on_started=started,
+                    on_draining=draining,
+                )
+            except CannotListen as error:
+                raise StartProblem(str(error)) from error
             if app.metrics is not None and (port := settings.metrics.port) is not None:
                 try:
                     await stack.enter_async_context(app.metrics.serving(port, opened.database))
@@ -225,6 +243,52 @@ async def _serve(settings: Settings, keyring: Keyring, loading: "asyncio.Task[No
                     raise StartProblem(f"Port {port} of metrics.port can't be listened on: {reason}") from error
             await server.serve()
         return 0
+
+
+class _Agents:
+    """The panel's second listener: it serves from when the first one does until that one ends."""
+
+    def __init__(self, app: "Application", server: "Server", tls: "ssl.SSLContext") -> None:
+        self.server = server
+        self._app = app
+        self._tls = tls
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def begin(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self.server.serve(), name="agent-listener"),
+            asyncio.create_task(self._app.renew_agent_tls(self._tls), name="agent-tls"),
+            asyncio.create_task(self._app.link_halves(), name="link-halves"),
+        ]
+
+    async def end(self) -> None:
+        self.server.stop()
+        for bound in self.server.sockets:
+            bound.close()
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _agent_listener(app: "Application", settings: Settings, edge: "ServerConfig") -> _Agents | None:
+    """Where instances dial. With both halves in one process it may be done without: a port that is in use is told, and
+    the rest serves.
+    """
+    from quazzar.core.server import CannotListen, Server  # noqa: PLC0415 - loaded by now
+
+    assert app.fleet is not None
+    assert app.agents is not None
+    tls = await app.agent_tls()
+    config = msgspec.structs.replace(edge, tls=tls, lifespan=False, max_connections=max(edge.max_connections, 10_000))
+    try:
+        server = Server(app.agents, settings.agent.host, settings.agent.port, config=config, signals=False)
+    except CannotListen as error:
+        if settings.server.mode == "panel":
+            raise StartProblem(str(error)) from error
+        log.warning("Other servers can't join this panel", reason=str(error))
+        return None
+    app.fleet.port = server.port
+    return _Agents(app, server, tls)
 
 
 def _announce(settings: Settings, addresses: list[tuple[str, int]]) -> None:

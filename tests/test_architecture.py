@@ -33,6 +33,7 @@ PUBLIC = {
         "GET /api/openapi.json",
         "GET /api/docs",
         "GET /api/docs/assets/{name}",
+        "GET /api/auth/cp-status",
         "POST /api/auth/setup",
         "POST /api/auth/login",
         "POST /api/auth/refresh",

@@ -91,6 +91,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._write_deadline.cancel()
             self._write_deadline = None
 
+    async def run_asgi(self) -> None:
+        tls = _shown_certificate(self.transport)
+        if tls is not None:
+            extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
+            extensions["tls"] = tls
+        await super().run_asgi()
+
 
 class UvicornConfig(uvicorn.Config):
     """uvicorn's configuration with ours inside, where the protocol finds it."""
@@ -524,3 +531,15 @@ class Protocol(HttpToolsProtocol):
 
 def _too_large() -> AppError:
     return _Refusal("The headers are too large", status=431, code="headers_too_large")
+
+
+def _shown_certificate(transport: asyncio.BaseTransport) -> dict[str, Any] | None:
+    """The `tls` extension of ASGI as far as we need it: the caller's certificate, which the handshake has verified.
+
+    `client_cert_chain` is empty where the caller has shown none; None without TLS.
+    """
+    connection = transport.get_extra_info("ssl_object")
+    if connection is None:
+        return None
+    shown = connection.getpeercert(binary_form=True)
+    return {"client_cert_chain": [ssl.DER_cert_to_PEM_cert(shown)] if shown else []}

@@ -7,6 +7,7 @@ import socket
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.panel.fleet.authority import Authority, ensure_authority
+from quazzar.panel.fleet.hub import Hub
 from quazzar.panel.fleet.service import Address
 from quazzar.settings import Settings
 
@@ -19,6 +20,7 @@ class Fleet:
         self.keyring = keyring
         self.database = database
         self.port = settings.agent.port
+        self.hub = Hub(database, settings.agent.heartbeat_seconds, self.panel_url)
         self._authority: Authority | None = None
         self._loading = asyncio.Lock()
 
@@ -31,10 +33,24 @@ class Fleet:
                         self._authority = await ensure_authority(session, self.keyring)
         return self._authority
 
+    def panel_url(self) -> str:
+        """Where people find the panel."""
+        server = self.settings.server
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        return server.public_url or f"http://{host}:{server.port}"
+
     async def address(self) -> Address:
         """What a registration token says about this panel."""
         authority = await self.authority()
         return Address(dialled_host(self.settings), self.port, authority.fingerprint)
+
+    async def local_address(self) -> Address:
+        """As `address`, for an instance on this machine."""
+        host = self.settings.agent.host
+        return Address(LOCAL if host in ("0.0.0.0", "::") else host, self.port, (await self.authority()).fingerprint)  # noqa: S104
+
+
+LOCAL = "127.0.0.1"
 
 
 def dialled_host(settings: Settings) -> str:

@@ -1,0 +1,1 @@
+"""Belonging to a panel: joining, the line to it, and leaving."""

@@ -1,0 +1,74 @@
+"""Reaching a panel before there is a line to it: the CA by its fingerprint first, then the token over that CA's TLS."""
+
+import hashlib
+import http.client
+import ssl
+from typing import Any
+
+import msgspec
+
+from quazzar.instance.enrolment.errors import PanelNotTrusted, PanelRefused, PanelUnreachable
+from quazzar.link.messages import Enrol, Enrolled
+from quazzar.link.tokens import RegistrationToken
+
+_SECONDS = 15.0
+_MOST_BYTES = 64 * 1024
+
+
+def trusting(ca_pem: str) -> ssl.SSLContext:
+    """TLS that believes this CA alone. The CA signs nobody but its panel's listeners as servers, so no name is asked
+    for: an address may change, and a line may lead through a forwarder.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(cadata=ca_pem)
+    return context
+
+
+def fetch_ca(token: RegistrationToken) -> str:
+    """The panel's CA certificate, if it is the one that the token names. Nothing is sent but the question, since
+    anyone may sit at the other end. Blocks. Raises `PanelUnreachable`, `PanelNotTrusted`.
+    """
+    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    blind.check_hostname = False
+    blind.verify_mode = ssl.CERT_NONE
+    status, body = _call(token, blind, "GET", "/agent/ca")
+    try:
+        pem = body.decode("ascii")
+        matches = status == 200 and hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest() == token.fingerprint
+    except ValueError:
+        matches = False
+    if not matches:
+        raise PanelNotTrusted
+    return pem
+
+
+def send_enrolment(token: RegistrationToken, ca_pem: str, data: Enrol) -> Enrolled:
+    """Blocks. Raises `PanelRefused` with the panel's reason, `PanelUnreachable`, `PanelNotTrusted`."""
+    status, body = _call(token, trusting(ca_pem), "POST", "/agent/enroll", msgspec.json.encode(data))
+    try:
+        if status == 201:
+            return msgspec.json.decode(body, type=Enrolled)
+        answer: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+        reason = str(answer["error"])[:300]
+    except (msgspec.DecodeError, KeyError):
+        raise PanelUnreachable("The panel's answer can't be read") from None
+    raise PanelRefused(f"The panel refused: {reason}")
+
+
+def _call(
+    token: RegistrationToken, context: ssl.SSLContext, method: str, path: str, body: bytes | None = None
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPSConnection(token.host, token.port, context=context, timeout=_SECONDS)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json"} if body is not None else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read(_MOST_BYTES)
+    except ssl.SSLCertVerificationError:
+        raise PanelNotTrusted from None
+    except (OSError, http.client.HTTPException, ValueError):
+        raise PanelUnreachable(f"Nothing that speaks like a panel answers at {token.host}:{token.port}") from None
+    finally:
+        connection.close()

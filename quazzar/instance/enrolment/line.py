@@ -1,0 +1,265 @@
+"""The line from an instance to its panel: dialled, kept, dialled again with full jitter, and ended."""
+
+import asyncio
+import contextlib
+import random
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+from quazzar import __version__
+from quazzar.core.auth import Principal
+from quazzar.core.crypto import read_private, write_private
+from quazzar.core.db import Database
+from quazzar.instance.apps.service import list_apps
+from quazzar.instance.enrolment import store
+from quazzar.instance.enrolment.dialling import trusting
+from quazzar.instance.enrolment.measuring import Meter, facts_of
+from quazzar.link.messages import (
+    CLOSE_REVOKED,
+    MOST_APPS,
+    MOST_FRAME_BYTES,
+    PROTOCOL,
+    AppFacts,
+    Certificate,
+    Heartbeat,
+    Hello,
+    Leave,
+    LinkProblem,
+    Renew,
+    State,
+    Welcome,
+    pack,
+    unpack_from_panel,
+)
+
+log = structlog.get_logger(__name__)
+
+KEY_FILE: Final = "panel-link.key"
+_CERTIFICATE_FILE: Final = "panel-link.crt"
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
+_OPEN_SECONDS: Final = 20.0
+_SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=frozenset({"apps:read"}))
+
+
+class Line:
+    """One per process that serves an instance, in `app.state.panel_line`."""
+
+    def __init__(self, database: Database, data_dir: Path) -> None:
+        self.database = database
+        self.data_dir = data_dir
+        self.connected = False
+        self.error: str | None = None
+        self._wake = asyncio.Event()
+        self._socket: ClientConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._keep(), name="panel-line")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def changed(self) -> None:
+        """The link was made, or ended: look at it now."""
+        self._wake.set()
+
+    async def say_farewell(self) -> None:
+        """Tell the panel that this instance leaves, if there is a line to say it on."""
+        socket = self._socket
+        if socket is not None:
+            with contextlib.suppress(ConnectionClosed, OSError, TimeoutError):
+                async with asyncio.timeout(5):
+                    await socket.send(pack(Leave()))
+                    await socket.wait_closed()
+
+    async def hang_up(self) -> None:
+        if self._socket is not None:
+            await self._socket.close()
+        self.changed()
+
+    async def _keep(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            self._wake.clear()
+            refused = False
+            try:
+                link = await self._link()
+                if link is None:
+                    self.error = None
+                    await self._wake.wait()
+                    continue
+                if await self._once(link):
+                    pause = _FIRST_PAUSE
+            except InvalidStatus as error:
+                refused = error.response.status_code in (401, 403)
+                self.error = "The panel does not know this server any more" if refused else "The panel is not ready"
+            except (OSError, WebSocketException, TimeoutError, LinkProblem) as error:
+                self.error = f"The panel can't be reached ({type(error).__name__})"
+            except Exception as error:
+                self.error = "The line to the panel broke off by a fault of its own"
+                log.warning("The line to the panel failed", exc_info=error)
+            log.info("No line to the panel", reason=self.error)
+            # Full jitter: however many lost the same panel at once, they come back spread over the whole pause.
+            await self._rest(_LONGEST_PAUSE if refused else random.uniform(0, pause))  # noqa: S311 - no secret
+            pause = min(_LONGEST_PAUSE, pause * 2)
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    async def _link(self) -> Any:
+        async with self.database.begin() as session:
+            link = await store.get_link(session)
+        return link if link is not None and link.left_at is None else None
+
+    async def _once(self, link: Any) -> bool:
+        """Dial and speak until the line ends; true when it had come to a greeting."""
+        context = await asyncio.to_thread(self._context, link)
+        host = f"[{link.host}]" if ":" in link.host else link.host
+        greeted = False
+        try:
+            async with connect(
+                f"wss://{host}:{link.port}/agent/connect",
+                ssl=context,
+                compression=None,
+                max_size=MOST_FRAME_BYTES,
+                open_timeout=_OPEN_SECONDS,
+                proxy=None if link.host in ("127.0.0.1", "::1", "localhost") else True,
+            ) as socket:
+                self._socket = socket
+                welcome, state = await self._greet(socket, link)
+                greeted = self.connected = True
+                self.error = None
+                log.info("The line to the panel is open", panel=link.panel_url)
+                await self._speak(socket, link, welcome, state)
+        except ConnectionClosed as closed:
+            code = closed.rcvd.code if closed.rcvd is not None else None
+            self.error = closed.rcvd.reason if closed.rcvd is not None else "The line to the panel was cut"
+            if code == CLOSE_REVOKED:
+                greeted = False
+        finally:
+            self.connected = False
+            self._socket = None
+        return greeted
+
+    def _context(self, link: Any) -> ssl.SSLContext:
+        context = trusting(link.ca_certificate)
+        certificate = self.data_dir / _CERTIFICATE_FILE
+        write_private(certificate, link.certificate)
+        context.load_cert_chain(certificate, self.data_dir / KEY_FILE)
+        return context
+
+    async def _greet(self, socket: ClientConnection, link: Any) -> tuple[Welcome, State]:
+        state = await self._state()
+        hello = Hello(
+            instance_id=link.instance_id,
+            protocol=PROTOCOL,
+            version=__version__,
+            sent_at=datetime.now(UTC),
+            state_hash=state.hash(),
+        )
+        await socket.send(pack(hello))
+        async with asyncio.timeout(_OPEN_SECONDS):
+            welcome = unpack_from_panel(await socket.recv())
+        if not isinstance(welcome, Welcome):
+            raise LinkProblem("The panel did not greet")
+        return welcome, state
+
+    async def _speak(self, socket: ClientConnection, link: Any, welcome: Welcome, state: State) -> None:
+        listening = asyncio.create_task(self._listen(socket))
+        beating = asyncio.create_task(self._beat(socket, link, welcome, state))
+        try:
+            await asyncio.wait({listening, beating}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (listening, beating):
+                task.cancel()
+            results = await asyncio.gather(listening, beating, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _listen(self, socket: ClientConnection) -> None:
+        while True:
+            message = unpack_from_panel(await socket.recv())
+            if isinstance(message, Certificate):
+                async with self.database.begin() as session:
+                    await store.set_certificate(session, message.certificate)
+                log.info("The certificate for the panel was renewed")
+
+    async def _beat(self, socket: ClientConnection, link: Any, welcome: Welcome, state: State) -> None:
+        meter = await asyncio.to_thread(Meter, self.data_dir)
+        seconds = min(max(welcome.heartbeat_seconds, 1.0), 3600.0)
+        known = None if welcome.want_state else state.hash()
+        if _wants_renewal(link.certificate, datetime.now(UTC)):
+            key = await asyncio.to_thread(own_key, self.data_dir)
+            await socket.send(pack(Renew(csr=signing_request(key))))
+        while True:
+            state = await self._state()
+            found = state.hash()
+            beat = Heartbeat(
+                sent_at=datetime.now(UTC),
+                state_hash=found,
+                measured=await asyncio.to_thread(meter.measure),
+                state=state if found != known else None,
+            )
+            await socket.send(pack(beat))
+            known = found
+            await asyncio.sleep(seconds)
+
+    async def _state(self) -> State:
+        facts = await asyncio.to_thread(facts_of, self.data_dir)
+        apps = await list_apps(self.database, _SELF, limit=MOST_APPS)
+        shown = [
+            AppFacts(id=app.id, name=app.name, status=app.status, template=app.template, version=app.version)
+            for app in apps
+        ]
+        return State(facts=facts, apps=shown)
+
+
+def _wants_renewal(certificate_pem: str, now: datetime) -> bool:
+    """Whether two thirds of a certificate's life are over."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    return now >= certificate.not_valid_before_utc + life * 2 / 3
+
+
+def own_key(data_dir: Path) -> ec.EllipticCurvePrivateKey:
+    """The instance's key, made at the first use, in a file of mode 0600 that is kept when a panel is left: with it the
+    machine is known again.
+    """
+    path = data_dir / KEY_FILE
+    with contextlib.suppress(FileNotFoundError):
+        return _load(read_private(path))
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with contextlib.suppress(FileExistsError):
+        write_private(path, pem.decode(), exclusive=True)
+    return _load(read_private(path))
+
+
+def _load(pem: str) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pem.encode(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
+
+
+def signing_request(key: ec.EllipticCurvePrivateKey) -> str:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Quazzar instance")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()

@@ -1,0 +1,28 @@
+"""The instance's place in a panel's fleet; its key is a file in the data folder, not here."""
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, DateTime, Integer, LargeBinary, SmallInteger, Text, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from quazzar.core.db import Base
+
+_Time = DateTime(timezone=True)
+
+
+class PanelLink(Base):
+    """At most one row. After leaving it stays, with `left_at`: an instance that has left does not join by itself."""
+
+    __tablename__ = "panel_link"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    instance_id: Mapped[str] = mapped_column(Text(collation="C"))
+    panel_url: Mapped[str] = mapped_column(Text)
+    host: Mapped[str] = mapped_column(Text)
+    port: Mapped[int] = mapped_column(Integer)
+    ca_certificate: Mapped[str] = mapped_column(Text)
+    certificate: Mapped[str] = mapped_column(Text)
+    signing_key: Mapped[bytes] = mapped_column(LargeBinary)
+    linked_at: Mapped[datetime] = mapped_column(_Time, server_default=func.now())
+    left_at: Mapped[datetime | None] = mapped_column(_Time)

@@ -1,0 +1,29 @@
+"""Every query about the one row of the link."""
+
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.instance.enrolment.models import PanelLink
+
+_COLUMNS = tuple(PanelLink.__table__.columns)
+
+
+async def get_link(session: AsyncSession) -> Any:
+    """The row, also of a panel that was left; None before the first."""
+    return (await session.execute(select(*_COLUMNS))).one_or_none()
+
+
+async def put_link(session: AsyncSession, **values: Any) -> None:
+    """In place of one that was left."""
+    await session.execute(delete(PanelLink).where(PanelLink.left_at.is_not(None)))
+    await session.execute(insert(PanelLink).values(id=1, **values))
+
+
+async def set_certificate(session: AsyncSession, certificate: str) -> None:
+    await session.execute(update(PanelLink).values(certificate=certificate))
+
+
+async def leave(session: AsyncSession) -> None:
+    await session.execute(update(PanelLink).values(left_at=func.clock_timestamp()))

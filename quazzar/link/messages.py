@@ -1,0 +1,195 @@
+"""What travels between an instance and its panel: msgpack maps in binary frames of one WebSocket.
+
+Fields that a side does not know are skipped, new ones have defaults, and a message of an unknown type is passed over,
+so that releases next to each other understand one another.
+"""
+
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from quazzar.link.metrics import MOST_VALUES
+
+PROTOCOL: Final = 1
+"""Grows when a side must know more than to skip what it does not know; neighbours talk to each other."""
+MOST_FRAME_BYTES: Final = 1024 * 1024
+MOST_APPS: Final = 500
+
+CLOSE_REVOKED: Final = 4401
+"""Close codes: the certificate counts no more; the message is not one; another socket took over; too far apart."""
+CLOSE_REFUSED: Final = 4403
+CLOSE_MOVED: Final = 4409
+CLOSE_PROTOCOL: Final = 4426
+CLOSE_MALFORMED: Final = 4400
+
+Short = Annotated[str, Meta(max_length=200)]
+Moment = Annotated[datetime, Meta(tz=True)]
+Bytes64 = Annotated[int, Meta(ge=0, le=2**53)]
+Values = Annotated[list[float | None], Meta(max_length=MOST_VALUES)]
+
+
+class LinkProblem(ValueError):
+    """A frame that is no message; the text is for a log and a close reason."""
+
+
+class Facts(msgspec.Struct, kw_only=True):
+    """What an instance says of itself at enrolment and whenever it changes."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    hostname: Short
+    machine_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    version: Annotated[str, Meta(max_length=50)]
+    os: Short
+    arch: Annotated[str, Meta(max_length=50)]
+    cpu_cores: Annotated[int, Meta(ge=1, le=65536)]
+    memory_bytes: Bytes64
+    disk_bytes: Bytes64
+
+
+class AppFacts(msgspec.Struct, kw_only=True):
+    """An app as the panel shows it."""
+
+    id: Annotated[str, Meta(max_length=64)]
+    name: Annotated[str, Meta(max_length=100)]
+    status: Annotated[str, Meta(max_length=30)]
+    template: Annotated[str, Meta(max_length=100)] | None = None
+    version: Annotated[str, Meta(max_length=150)] | None = None
+
+
+class State(msgspec.Struct, kw_only=True):
+    """All that an instance says of itself; sent when it has changed."""
+
+    facts: Facts
+    apps: Annotated[list[AppFacts], Meta(max_length=MOST_APPS)] = []
+    backup_at: Moment | None = None
+
+    def hash(self) -> str:
+        """Equal for equal states."""
+        return hashlib.sha256(msgspec.msgpack.encode(self, order="deterministic")).hexdigest()
+
+
+# --- from the instance ---------------------------------------------------------------------------------------------
+
+
+class Message(msgspec.Struct, kw_only=True, tag_field="type", omit_defaults=True):
+    """Base of all messages: its class is known by the field `type`."""
+
+
+class Hello(Message, tag="hello"):
+    """The first message of a connection. `sent_at` is the instance's clock."""
+
+    instance_id: Annotated[str, Meta(max_length=64)]
+    protocol: Annotated[int, Meta(ge=1, le=2**31)]
+    version: Annotated[str, Meta(max_length=50)]
+    sent_at: Moment
+    state_hash: Annotated[str, Meta(max_length=64)]
+
+
+class Heartbeat(Message, tag="heartbeat"):
+    """A sign of life with what was measured just now, in the order of `quazzar.link.metrics`, and the state when the
+    panel does not know it yet.
+    """
+
+    sent_at: Moment
+    state_hash: Annotated[str, Meta(max_length=64)]
+    measured: Values | None = None
+    state: State | None = None
+
+
+class Renew(Message, tag="renew"):
+    """Asks for a new certificate; that the old one opened this line is the proof."""
+
+    csr: Annotated[str, Meta(max_length=4096)]
+
+
+class Leave(Message, tag="leave"):
+    """The instance leaves the fleet for good."""
+
+
+# --- from the panel ------------------------------------------------------------------------------------------------
+
+
+class Welcome(Message, tag="welcome"):
+    """The answer to `Hello`. `want_state`: the panel does not know the state of that hash."""
+
+    protocol: int
+    version: str
+    heartbeat_seconds: float
+    panel_url: str | None = None
+    want_state: bool = False
+
+
+class Certificate(Message, tag="certificate"):
+    """The answer to `Renew`."""
+
+    certificate: str
+
+
+FromInstance = Hello | Heartbeat | Renew | Leave
+FromPanel = Welcome | Certificate
+
+_encode = msgspec.msgpack.Encoder().encode
+_from_instance = msgspec.msgpack.Decoder(FromInstance)
+_from_panel = msgspec.msgpack.Decoder(FromPanel)
+_tag = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_known = {kind.__struct_config__.tag for kind in (*FromInstance.__args__, *FromPanel.__args__)}
+
+
+def pack(message: Message) -> bytes:
+    return _encode(message)
+
+
+def unpack_from_instance(frame: object) -> FromInstance | None:
+    """The message, None for a type that only a later release knows. Raises `LinkProblem`."""
+    return _unpack(frame, _from_instance)  # type: ignore[no-any-return]
+
+
+def unpack_from_panel(frame: object) -> FromPanel | None:
+    """As `unpack_from_instance`, for what a panel sends."""
+    return _unpack(frame, _from_panel)  # type: ignore[no-any-return]
+
+
+def _unpack(frame: object, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+    if not isinstance(frame, bytes):
+        raise LinkProblem("A message is a binary frame")
+    if len(frame) > MOST_FRAME_BYTES:
+        raise LinkProblem("The message is too large")
+    try:
+        return decoder.decode(frame)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError, ValueError) as error:
+        if _is_unknown_type(frame):
+            return None
+        # The text names the field and its type, never a value.
+        raise LinkProblem(str(error)[:100]) from None
+
+
+def _is_unknown_type(frame: bytes) -> bool:
+    try:
+        kind = msgspec.msgpack.decode(_tag.decode(frame)["type"], type=str)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, KeyError, ValueError):
+        return False
+    return kind not in _known
+
+
+# --- over HTTPS, before there is a certificate ---------------------------------------------------------------------
+
+
+class Enrol(msgspec.Struct, kw_only=True, forbid_unknown_fields=False):
+    """`POST /agent/enroll`. A lost answer costs nothing: the same token with the same key is answered again."""
+
+    token: Annotated[str, Meta(min_length=1, max_length=1000)]
+    csr: Annotated[str, Meta(min_length=1, max_length=4096)]
+    facts: Facts
+
+
+class Enrolled(msgspec.Struct, kw_only=True):
+    """`signing_key` is the panel's Ed25519 key, by which an instance knows what the panel has ordered."""
+
+    instance_id: str
+    certificate: str
+    panel_url: str
+    heartbeat_seconds: float
+    signing_key: bytes

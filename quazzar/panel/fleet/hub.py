@@ -1,0 +1,355 @@
+"""The sockets that this process holds, and what is written of their instances.
+
+Any number of processes hold sockets; each hears through PostgreSQL when an instance is revoked or has moved to another
+one, and looks at all of its own anew when that line had a gap.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+from sqlalchemy import func, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar import __version__
+from quazzar.core.db import Database, Listener, notify
+from quazzar.core.errors import Unauthorized
+from quazzar.core.exchange import Message
+from quazzar.core.records import publish
+from quazzar.link.messages import (
+    CLOSE_MALFORMED,
+    CLOSE_MOVED,
+    CLOSE_PROTOCOL,
+    CLOSE_REFUSED,
+    CLOSE_REVOKED,
+    PROTOCOL,
+    Certificate,
+    FromInstance,
+    Heartbeat,
+    Hello,
+    Leave,
+    LinkProblem,
+    Renew,
+    Welcome,
+    pack,
+    unpack_from_instance,
+)
+from quazzar.link.metrics import measures
+from quazzar.panel.fleet import store, upkeep
+from quazzar.panel.fleet.authority import Authority, Identity, key_hash, read_request
+from quazzar.panel.fleet.channel import CHANNEL, moved
+from quazzar.panel.fleet.errors import RequestRefused
+from quazzar.panel.fleet.events import InstanceDegraded, InstanceOffline, InstanceOnline
+from quazzar.panel.fleet.health import failing, score_of
+from quazzar.panel.fleet.models import FleetPresence
+from quazzar.panel.fleet.service import revoke
+
+log = structlog.get_logger(__name__)
+
+MISSED_HEARTBEATS = 2.5
+HELLO_SECONDS = 15.0
+
+
+class Closed(Exception):
+    """Ends a socket with a code and a reason for its instance."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class Socket:
+    """One open line to one instance."""
+
+    def __init__(self, identity: Identity, send: Callable[[Message], Awaitable[None]]) -> None:
+        self.identity = identity
+        self.connection = secrets.token_hex(8)
+        self.skew_seconds = 0.0
+        self._send = send
+        self.ending: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
+
+    def end(self, code: int, reason: str) -> None:
+        """Have the line cut; safe to call again."""
+        if not self.ending.done():
+            self.ending.set_result(Closed(code, reason))
+
+    async def send(self, message: Any) -> None:
+        await self._send({"type": "websocket.send", "bytes": pack(message)})
+
+
+class Hub:
+    """One per panel process."""
+
+    def __init__(self, database: Database, heartbeat_seconds: float, panel_url: Callable[[], str]) -> None:
+        self.database = database
+        self.heartbeat_seconds = heartbeat_seconds
+        self._panel_url = panel_url
+        self._sockets: dict[str, Socket] = {}
+        self._listener = Listener(database, [CHANNEL], lambda _, payload: self._told(payload), self._gap)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        await self._listener.start()
+        self._go(self._sweep_often())
+
+    async def stop(self) -> None:
+        await self._listener.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def connected(self) -> int:
+        return len(self._sockets)
+
+    def _go(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- what other processes tell -----------------------------------------------------------------------------------
+
+    def _told(self, payload: str) -> None:
+        verb, _, rest = payload.partition(":")
+        instance_id, _, connection = rest.partition(":")
+        socket = self._sockets.get(instance_id)
+        if socket is None:
+            return
+        if verb == "revoked":
+            socket.end(CLOSE_REVOKED, "The instance was revoked")
+        elif verb == "moved" and connection != socket.connection:
+            socket.end(CLOSE_MOVED, "The instance has opened another line")
+
+    def _gap(self) -> None:
+        if self._sockets:
+            self._go(self._check_all())
+
+    async def _check_all(self) -> None:
+        for socket in list(self._sockets.values()):
+            with contextlib.suppress(Exception):
+                try:
+                    await self.check(socket.identity)
+                except Unauthorized:
+                    socket.end(CLOSE_REVOKED, "The instance was revoked")
+
+    async def check(self, identity: Identity) -> Any:
+        """What is known of the certificate's holder. Raises `Unauthorized` when the certificate does not count."""
+        async with self.database.begin(tenant=identity.tenant_id) as session:
+            row = await store.get_credential(session, identity.tenant_id, identity.instance_id)
+        if row is None or row.status == "revoked" or row.public_key_hash != identity.public_key_hash:
+            raise Unauthorized("This certificate does not count any more")
+        return row
+
+    # --- one line ------------------------------------------------------------------------------------------
+
+    async def hold(
+        self,
+        identity: Identity,
+        authority: Authority,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+        address: str | None,
+    ) -> None:
+        """Speak with an instance until either side ends; the WebSocket has been accepted."""
+        socket = Socket(identity, send)
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                await self._greet(socket, await _next(receive), address)
+            while True:
+                coming = asyncio.ensure_future(_next(receive))
+                either: set[asyncio.Future[Any]] = {coming, socket.ending}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if socket.ending.done():
+                    coming.cancel()
+                    await asyncio.gather(coming, return_exceptions=True)
+                    raise socket.ending.result()
+                await self._handle(socket, authority, coming.result())
+        except _Gone:
+            pass
+        except TimeoutError:
+            await _close(send, CLOSE_REFUSED, "No greeting came")
+        except LinkProblem as problem:
+            await _close(send, CLOSE_MALFORMED, str(problem))
+        except Closed as closed:
+            await _close(send, closed.code, closed.reason)
+        finally:
+            if self._sockets.get(identity.instance_id) is socket:
+                del self._sockets[identity.instance_id]
+
+    async def _greet(self, socket: Socket, message: FromInstance | None, address: str | None) -> None:
+        if not isinstance(message, Hello):
+            raise Closed(CLOSE_REFUSED, "The first message must be a greeting")
+        identity = socket.identity
+        if message.instance_id != identity.instance_id:
+            raise Closed(CLOSE_REFUSED, "The certificate is of another instance")
+        if abs(message.protocol - PROTOCOL) > 1:
+            raise Closed(CLOSE_PROTOCOL, f"This panel speaks protocol {PROTOCOL}")
+        socket.skew_seconds = (message.sent_at - datetime.now(UTC)).total_seconds()
+        former = self._sockets.get(identity.instance_id)
+        self._sockets[identity.instance_id] = socket
+        if former is not None:
+            former.end(CLOSE_MOVED, "The instance has opened another line")
+        # Only now: a revocation that came before is seen here, one that comes later is told to this socket.
+        row = await self._checked(identity)
+        async with self.database.begin(tenant=identity.tenant_id) as session:
+            await _seen(session, identity, connection=socket.connection, skew_seconds=socket.skew_seconds)
+            await store.update_instance(session, identity.tenant_id, identity.instance_id, ip=address)
+            await notify(session, CHANNEL, moved(identity.instance_id, socket.connection))
+        await socket.send(
+            Welcome(
+                protocol=PROTOCOL,
+                version=__version__,
+                heartbeat_seconds=self.heartbeat_seconds,
+                panel_url=self._panel_url(),
+                want_state=row.state_hash != message.state_hash,
+            )
+        )
+
+    async def _checked(self, identity: Identity) -> Any:
+        try:
+            return await self.check(identity)
+        except Unauthorized:
+            raise Closed(CLOSE_REVOKED, "The instance was revoked") from None
+
+    async def _handle(self, socket: Socket, authority: Authority, message: FromInstance | None) -> None:
+        match message:
+            case Heartbeat():
+                await self._heard(socket.identity, socket.skew_seconds, message)
+            case Renew():
+                await self._renew(socket, authority, message)
+            case Leave():
+                async with self.database.begin(tenant=socket.identity.tenant_id) as session:
+                    row = await store.get_credential(session, socket.identity.tenant_id, socket.identity.instance_id)
+                    if row is not None and row.status != "revoked":
+                        reason = "It has left the panel"
+                        await revoke(session, socket.identity.tenant_id, socket.identity.instance_id, row.name, reason)
+                raise Closed(1000, "Farewell")
+            case Hello():
+                raise Closed(CLOSE_REFUSED, "A greeting comes once")
+            case None:
+                pass
+
+    async def _heard(self, identity: Identity, skew_seconds: float, message: Heartbeat) -> None:
+        """Write a heartbeat down: presence always, the rest only where it has changed."""
+        now = datetime.now(UTC)
+        async with self.database.begin(tenant=identity.tenant_id) as session:
+            values: dict[str, Any] = {}
+            if message.measured is not None:
+                values = {"measured": message.measured, "measured_at": func.clock_timestamp()}
+            await _seen(session, identity, **values)
+            row = await store.get_standing(session, identity.tenant_id, identity.instance_id)
+            if row is None or row.status == "revoked":
+                raise Closed(CLOSE_REVOKED, "The instance was revoked")
+            changes: dict[str, Any] = {}
+            if message.state is not None:
+                changes = _described(message)
+            apps = changes.get("apps", row.apps)
+            checks = failing(
+                measures(message.measured),
+                apps,
+                skew_seconds=skew_seconds,
+                certificate_expires_at=row.certificate_expires_at,
+                now=now,
+            )
+            shown = msgspec.to_builtins(checks)
+            if shown != row.checks:
+                changes |= {"checks": shown, "health_score": score_of(checks)}
+            status = "degraded" if checks else "online"
+            reason = "; ".join(check.reason for check in checks) or None
+            if status != row.status:
+                changes |= {
+                    "status": status,
+                    "status_since": func.clock_timestamp(),
+                    "health_score": score_of(checks),
+                }
+                _announce(session, identity, row, status, reason)
+            if reason != row.status_reason:
+                changes["status_reason"] = reason
+            if changes:
+                await store.update_instance(session, identity.tenant_id, identity.instance_id, **changes)
+
+    async def _renew(self, socket: Socket, authority: Authority, message: Renew) -> None:
+        identity = socket.identity
+        try:
+            request = read_request(message.csr)
+        except RequestRefused:
+            raise Closed(CLOSE_MALFORMED, "The certificate signing request can't be used") from None
+        if key_hash(request) != identity.public_key_hash:
+            raise Closed(CLOSE_REFUSED, "A certificate is renewed for the key that it is of")
+        issued = authority.issue_client(request, instance_id=identity.instance_id, tenant_id=identity.tenant_id)
+        async with self.database.begin(tenant=identity.tenant_id) as session:
+            await store.update_instance(
+                session,
+                identity.tenant_id,
+                identity.instance_id,
+                certificate_serial=issued.serial,
+                certificate_expires_at=issued.expires_at,
+            )
+        await socket.send(Certificate(certificate=issued.certificate))
+
+    # --- who is silent ------------------------------------------------------------------------------------------
+
+    async def _sweep_often(self) -> None:
+        while True:
+            await asyncio.sleep(min(2.0, self.heartbeat_seconds / 4))
+            try:
+                await self.sweep()
+            except Exception as error:  # noqa: BLE001 - the database is away for a moment; the next look tells as much
+                log.debug("Silent instances could not be looked for", cause=type(error).__name__)
+
+    async def sweep(self) -> None:
+        """Set those offline that were not heard for two and a half heartbeats, by the database's clock."""
+        seconds = MISSED_HEARTBEATS * self.heartbeat_seconds
+        reason = f"No heartbeat for {seconds:g} seconds"
+        async with self.database.begin() as session:
+            for row in await upkeep.silence(session, seconds, reason):
+                gone = InstanceOffline(instance_id=row.id, name=row.name, reason=reason)
+                publish(session, gone, subject=row.id, realm="panel", tenant_id=row.tenant_id)
+
+
+def _described(message: Heartbeat) -> dict[str, Any]:
+    state = message.state
+    assert state is not None
+    facts = {name: getattr(state.facts, name) for name in ("version", "hostname", "os", "arch")}
+    amounts = {name: getattr(state.facts, name) for name in ("cpu_cores", "memory_bytes", "disk_bytes")}
+    apps = msgspec.to_builtins(state.apps)
+    return facts | amounts | {"apps": apps, "backup_at": state.backup_at, "state_hash": message.state_hash}
+
+
+def _announce(session: AsyncSession, identity: Identity, row: Any, status: str, reason: str | None) -> None:
+    event: InstanceOnline | InstanceDegraded
+    if status == "degraded":
+        event = InstanceDegraded(instance_id=identity.instance_id, name=row.name, reason=reason or "")
+    else:
+        event = InstanceOnline(instance_id=identity.instance_id, name=row.name)
+    publish(session, event, subject=identity.instance_id, realm="panel", tenant_id=identity.tenant_id)
+
+
+async def _seen(session: AsyncSession, identity: Identity, **values: Any) -> None:
+    await session.execute(
+        update(FleetPresence)
+        .where(FleetPresence.tenant_id == identity.tenant_id, FleetPresence.instance_id == identity.instance_id)
+        .values(last_seen_at=func.clock_timestamp(), **values)
+    )
+
+
+class _Gone(Exception):
+    """The instance has closed the line."""
+
+
+async def _next(receive: Callable[[], Awaitable[Message]]) -> FromInstance | None:
+    event = await receive()
+    if event["type"] != "websocket.receive":
+        raise _Gone
+    return unpack_from_instance(event.get("bytes"))
+
+
+async def _close(send: Callable[[Message], Awaitable[None]], code: int, reason: str) -> None:
+    with contextlib.suppress(OSError, RuntimeError):
+        await send({"type": "websocket.close", "code": code, "reason": reason[:120]})
