@@ -156,6 +156,10 @@ def install_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
     return cast("Response[AppOut | AppPlan]", Response(row, headers={"Location": f"/api/apps/{row.id}"}))
 
 
+def changed_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
+    return cast("Response[AppOut | AppPlan]", Response(row))
+
+
 def plan_answer(plan: AppPlan) -> Response[AppOut | AppPlan]:
     return Response(plan, status_code=200)
 

@@ -12,7 +12,7 @@ from quazzar.core.crypto import Keyring
 from quazzar.core.errors import Unavailable
 from quazzar.instance.apps.ports import pick_ports
 from quazzar.instance.apps.schemas import AppCreate
-from quazzar.instance.apps.spec import AppSpec
+from quazzar.instance.apps.spec import AppSpec, RestartSpec
 from quazzar.instance.apps.store import Held, HeldPort
 from quazzar.instance.apps.truth import expected_services
 from quazzar.instance.templates.config import check_config, mask_config, ports_wanted, secret_fields, with_ports
@@ -196,12 +196,84 @@ def template_of(app: Held) -> Template:
 
 def build_spec(app: Held, keyring: Keyring) -> AppSpec:
     """What the engine is told of a stored app. Raises `Invalid` when this release can't render its template."""
-    return _spec(template_of(app), open_config(app, keyring), app.resources, app_id=app.id, project=app.name)
+    spec = _spec(
+        template_of(app),
+        open_config(app, keyring),
+        app.resources,
+        app_id=app.id,
+        project=app.name,
+        restart_policy=app.restart_policy,
+    )
+    services = [msgspec.structs.replace(one, digest=app.images.get(one.image)) for one in spec.services]
+    return msgspec.structs.replace(spec, services=tuple(services))
 
 
-def _spec(template: Template, config: Config, resources: Mapping[str, Any], *, app_id: str, project: str) -> AppSpec:
+def _spec(
+    template: Template,
+    config: Config,
+    resources: Mapping[str, Any],
+    *,
+    app_id: str,
+    project: str,
+    restart_policy: str | None = None,
+) -> AppSpec:
     limits = Limits(**{name: resources.get(name) for name in Limits.__struct_fields__})
-    return render(template, config, app_id=app_id, project=project, resources=limits, defaults=default_limits())
+    return render(
+        template,
+        config,
+        app_id=app_id,
+        project=project,
+        resources=limits,
+        defaults=default_limits(),
+        restart_policy=_restart(restart_policy),
+    )
+
+
+def _restart(policy: str | None) -> RestartSpec | None:
+    if policy is None:
+        return None
+    name, _, retries = policy.partition(":")
+    return msgspec.convert({"policy": name, "max_retries": int(retries or 0)}, RestartSpec)
+
+
+class Reshaped(msgspec.Struct, frozen=True, kw_only=True):
+    """An app as it is to become; `ports` are all that it then holds, `refusals` as in `Draft`."""
+
+    app: Held
+    spec: AppSpec
+    ports: list[HeldPort]
+    refusals: dict[str, str]
+
+
+def reshape(
+    app: Held,
+    template: Template,
+    config: Config,
+    *,
+    keyring: Keyring,
+    held: Sequence[HeldPort],
+    reserved: frozenset[int],
+    **values: Any,
+) -> Reshaped:
+    """`app` with another template or config (checked already), and other `values` of its row.
+
+    `held` are the host ports of all apps. Raises `Invalid` and `Unavailable` as `draft_app` does.
+    """
+    config, auto = _with_free_ports(template, config, held, reserved)
+    values |= {"definition": msgspec.to_builtins(template)}
+    values |= stored_config(template, config, app_id=app.id, keyring=keyring)
+    changed = msgspec.structs.replace(app, **values)
+    spec = build_spec(changed, keyring)
+    auto |= frozenset(auto_fields(port for port in held if port.app_id == app.id))
+    ports = _ports_held(spec, template, config, auto)
+    others = [port for port in held if port.app_id != app.id]
+    expected = msgspec.to_builtins(expected_services(spec))
+    return Reshaped(
+        app=msgspec.structs.replace(changed, expected=expected),
+        spec=spec,
+        ports=list({(port.host_port, port.protocol): port for port in ports}.values()),
+        refusals=_refusals(ports, others, reserved),
+    )
 
 
 @cache

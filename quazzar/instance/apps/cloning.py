@@ -48,6 +48,7 @@ async def clone(apps: AppService, app_id: str, data: AppClone) -> FullAppRow:
     copies = bool(source.volumes or draft.spec.volumes)
     async with unique_or(AppNameTaken(details={"name": f"The name {data.name} is taken"})):
         row = draft.row | {"copies_from": app_id if copies else None}
+        row |= {"images": app.images, "restart_policy": app.restart_policy}
         await store.add_app(session, row, seconds=jobs.INSTALL_SECONDS)
     async with unique_or(PortTaken()):
         await store.hold_ports(session, draft.held_ports)

@@ -35,6 +35,11 @@ class AppNotTrashed(Conflict):
     message = "This app is not in the trash"
 
 
+class NothingToRollBack(Conflict):
+    code = "nothing_to_roll_back"
+    message = "There is no version before: the app was not updated since it was installed"
+
+
 class PortTaken(Conflict):
     code = "port_taken"
     message = "A host port that this app asks for is in use"

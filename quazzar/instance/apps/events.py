@@ -109,6 +109,27 @@ class AppPurged(Event):
     name: str
 
 
+class AppUpdated(Event):
+    """An update or a rollback has gone through; `former_version` is what it came from."""
+
+    type = "app.updated"
+    app_id: str
+    name: str
+    former_version: str | None
+    version: str | None
+    rollback: bool = False
+
+
+class AppUpdateFailed(Event):
+    """An update, a rollback or a change did not go through, for `reason`; the app is again what it was."""
+
+    type = "app.update_failed"
+    app_id: str
+    name: str
+    version: str | None
+    reason: str
+
+
 def crash_of(app_id: str, name: str, reason: str | None, services: Sequence[Mapping[str, Any]]) -> AppCrashed:
     """The event of a crash; `services` are those of the answer, `reason` names the one to blame."""
     down = [one for one in services if one["status"] != "running"]

@@ -5,6 +5,7 @@ from datetime import timedelta
 from quazzar.core.jobs import JobRun, job
 from quazzar.core.records import publish
 from quazzar.instance.apps import store, trash_store
+from quazzar.instance.apps.changing import go_back_first
 from quazzar.instance.apps.events import AppUninstalled
 from quazzar.instance.apps.work import SETTINGS, bring_up, operation
 
@@ -28,6 +29,7 @@ async def start(run: JobRun, app_id: str) -> None:
     """What stopped is started, what was removed behind our back is made anew over the same volumes."""
     async with operation(run, app_id, "starting", START_SECONDS) as work:
         if work is not None:
+            await go_back_first(work)
             await bring_up(work)
 
 
@@ -37,6 +39,7 @@ async def restart(run: JobRun, app_id: str) -> None:
         if work is not None:
             work.step(0.1, "Stopping")
             await work.patiently(lambda: work.runtime.stop(app_id))
+            await go_back_first(work)
             await bring_up(work)
 
 
@@ -57,6 +60,8 @@ async def uninstall(run: JobRun, app_id: str, keep_data: bool = False) -> None:
             return
         work.step(0.1, "Removing containers" if keep_data else "Removing containers and data")
         await work.patiently(lambda: work.runtime.remove(app_id, keep_volumes=keep_data))
+        for snapshot in await work.patiently(lambda: work.runtime.snapshots(app_id)):
+            await work.runtime.discard(app_id, snapshot)
         async with run.database.begin() as session:
             if await store.delete_app(session, app_id, job_id=run.job_id):
                 gone = AppUninstalled(app_id=app_id, name=work.app.name, data_kept=keep_data)

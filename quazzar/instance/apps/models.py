@@ -97,6 +97,57 @@ class App(Base):
     trashed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     copies_from: Mapped[str | None] = mapped_column(Text(collation="C"))
     trashed_ports: Mapped[list[Any] | None] = mapped_column(JSONB(none_as_null=True))
+    restart_policy: Mapped[str | None] = mapped_column(Text(collation="C"))
+    images: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    labels: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+
+
+class _Shaped:
+    """The columns of `App` that say what an app is made from: they change together, and go back together."""
+
+    template: Mapped[str | None] = mapped_column(Text(collation="C"))
+    version: Mapped[str | None] = mapped_column(Text(collation="C"))
+    definition: Mapped[dict[str, Any]] = mapped_column(JSON)
+    config: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    secrets: Mapped[bytes | None] = mapped_column(LargeBinary)
+    resources: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    restart_policy: Mapped[str | None] = mapped_column(Text(collation="C"))
+    images: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+
+class AppRevision(_Shaped, Base):
+    """What an app was before an update or a rollback; `snapshot` is the name of its data on the engine."""
+
+    __tablename__ = "app_revisions"
+
+    app_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    snapshot: Mapped[str] = mapped_column(Text(collation="C"))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class AppChange(_Shaped, Base):
+    """The journal of a change that is being made: what the app is to become, and how far that is.
+
+    While the row is there the app's own row still says what it was, which is where a change that fails goes back to.
+    `stopped` says that the app did not run. `snapshot` is the name of the data as it was, `revision` the number of the
+    one that a rollback goes to, `reason` why a change goes back.
+    """
+
+    __tablename__ = "app_changes"
+
+    app_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True
+    )
+    kind: Mapped[str] = mapped_column(Text(collation="C"))
+    phase: Mapped[str] = mapped_column(Text(collation="C"))
+    stopped: Mapped[bool] = mapped_column(Boolean)
+    snapshot: Mapped[str | None] = mapped_column(Text(collation="C"))
+    revision: Mapped[int | None] = mapped_column(Integer)
+    reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 
 class AppPort(Base):

@@ -12,13 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import principal_of, requires
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of
-from quazzar.core.routing import delete, get, post
+from quazzar.core.routing import delete, get, patch, post
 from quazzar.events.schemas import EventOut
 from quazzar.events.service import EVENT_ID
-from quazzar.instance.apps import cloning, importing
+from quazzar.instance.apps import changes, cloning, importing
 from quazzar.instance.apps.answers import (
     ListOperation,
     LogQuery,
+    changed_answer,
     events_answer,
     full_answer,
     install_answer,
@@ -36,8 +37,10 @@ from quazzar.instance.apps.schemas import (
     AppHistory,
     AppImport,
     AppOut,
+    AppPatch,
     AppPlan,
     AppStats,
+    AppUpdate,
     ListedApp,
     LogLineOut,
     Range,
@@ -190,6 +193,59 @@ class AppController(Controller):
         becomes of the clone; meanwhile it is `restarting`, one that stands still `stopping`. The domain is not copied.
         """
         return made_answer(await cloning.clone(apps, app_id, data))
+
+    @patch(
+        "/{app_id:str}",
+        guards=[requires("apps:write")],
+        operation_id="ChangeApp",
+        summary="Change an app",
+    )
+    async def change_app(
+        self, apps: NamedDependency[AppService], app_id: AppId, data: JSONBody[AppPatch]
+    ) -> Response[AppOut]:
+        """What needs other containers is done by the job of `job_id`, with the status `updating`; the data stays, and
+        when it fails the former containers run again. An app that is stopped has its change at its next start.
+
+        A secret may be set anew; `null` for one that is generated makes up another.
+        """
+        return full_answer(await changes.patch(apps, app_id, data))
+
+    @post(
+        "/{app_id:str}/update",
+        guards=[requires("apps:deploy")],
+        operation_id="UpdateApp",
+        summary="Update an app",
+        status_code=200,
+        responses={
+            200: ResponseSpec(
+                AppOut, description="The app; with `dry_run=true` what would happen", generate_examples=False
+            )
+        },
+    )
+    async def update_app(
+        self, apps: NamedDependency[AppService], app_id: AppId, data: JSONBody[AppUpdate], dry_run: Flag = False
+    ) -> Response[AppOut | AppPlan]:
+        """To the newest version or the one that is named; an app that has it gets the images that its tags mean now.
+
+        New images are pulled first, then the app is stopped, its data copied, its containers made anew. Unless all
+        services are well in time, the former version runs again with the data that it had; the job says why.
+        """
+        return (
+            plan_answer(await changes.plan_update(apps, app_id, data))
+            if dry_run
+            else changed_answer(await changes.update(apps, app_id, data))
+        )
+
+    @post(
+        "/{app_id:str}/rollback",
+        guards=[requires("apps:deploy")],
+        operation_id="RollbackApp",
+        summary="Go back to the version before",
+        status_code=200,
+    )
+    async def rollback_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
+        """Images, config and data are those from before the last update; a rollback can be taken back by another."""
+        return full_answer(await changes.rollback(apps, app_id))
 
     @get("/{app_id:str}/logs", guards=[requires("apps:read")], operation_id="GetAppLogs", summary="What an app says")
     async def get_app_logs(

@@ -55,6 +55,46 @@ class ResourcesIn(In, kw_only=True):
     pids: Annotated[int, Meta(ge=1, le=4_194_304)] | None = None
 
 
+class ResourcesPatch(In, kw_only=True):
+    """Limits that are left out stay; `null` goes back to what the template says."""
+
+    memory_bytes: Annotated[int, Meta(ge=6 * MIB, le=2**50)] | None | UnsetType = UNSET
+    cpus: Annotated[float, Meta(ge=0.01, le=1024)] | None | UnsetType = UNSET
+    pids: Annotated[int, Meta(ge=1, le=4_194_304)] | None | UnsetType = UNSET
+
+
+RestartPolicy = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?:no|always|unless-stopped|on-failure(?::[1-9][0-9]{0,3})?)\Z",
+        max_length=16,
+        extra=message("{label} must be one of: no, always, unless-stopped, on-failure, on-failure:N"),
+        examples=["unless-stopped"],
+    ),
+]
+LabelValue = Annotated[str, Meta(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+
+
+class AppPatch(In, kw_only=True):
+    """What is left out stays as it is; `null` takes a value away.
+
+    `config` is laid over the present one: a field with `null` goes back to its default, and a generated secret is
+    generated anew; a mask keeps the secret. `resources` and `labels` are laid over the present ones in the same way.
+    """
+
+    config: Annotated[dict[str, ConfigValue], Meta(max_length=500)] | UnsetType = UNSET
+    resources: ResourcesPatch | None | UnsetType = UNSET
+    restart_policy: RestartPolicy | None | UnsetType = UNSET
+    labels: Annotated[dict[str, LabelValue | None], Meta(max_length=64)] | None | UnsetType = UNSET
+
+
+class AppUpdate(In, kw_only=True):
+    """To `version`, else to the newest. `config` is for fields that the new version has and the present one has not."""
+
+    version: Version | None = None
+    config: Annotated[dict[str, ConfigValue], Meta(max_length=500)] = {}
+
+
 class AppCreate(In, kw_only=True):
     """`config` holds values for the template's fields; those that are left out take their defaults."""
 
@@ -164,6 +204,8 @@ class AppOut(AppSummary):
     domain: str | None
     updated_at: datetime
     disk: DiskOut | None
+    restart_policy: str | None
+    labels: dict[str, str]
 
 
 class AppRow(msgspec.Struct):
@@ -200,6 +242,8 @@ class FullAppRow(AppRow):
     domain: str | None
     updated_at: datetime
     disk: msgspec.Raw | None
+    restart_policy: str | None
+    labels: msgspec.Raw
 
 
 class AppPlan(Out, kw_only=True):

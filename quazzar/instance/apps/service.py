@@ -14,7 +14,7 @@ from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobKind, enqueue, wait_for
 from quazzar.core.records import audit
-from quazzar.instance.apps import jobs, purging, store, trash_store
+from quazzar.instance.apps import changes_store, jobs, purging, store, trash_store
 from quazzar.instance.apps.building import Draft, draft_app, sealed_anew, url_of
 from quazzar.instance.apps.errors import (
     AppBusy,
@@ -327,4 +327,7 @@ async def reseal(session: AsyncSession, keyring: Keyring) -> int:
     rows = await store.find_sealed(session)
     for app_id, sealed in rows:
         await store.replace_sealed(session, app_id, sealed_anew(app_id, sealed, keyring))
-    return len(rows)
+    former = await changes_store.find_sealed(session)
+    for app_id, number, sealed in former:
+        await changes_store.replace_sealed(session, app_id, number, sealed_anew(app_id, sealed, keyring))
+    return len(rows) + len(former)

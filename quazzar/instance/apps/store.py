@@ -61,7 +61,18 @@ _DISK: ColumnElement[Any] = literal_column(
     WHERE app_id = apps.id)""",
     JSONB,
 ).label("disk")
-_FULL = (*SUMMARY, App.services, _VOLUMES, App.config, App.resources, App.domain, App.updated_at, _DISK)
+_FULL = (
+    *SUMMARY,
+    App.services,
+    _VOLUMES,
+    App.config,
+    App.resources,
+    App.domain,
+    App.updated_at,
+    _DISK,
+    App.restart_policy,
+    App.labels,
+)
 
 _texts = ARRAY(Text)
 _ids = bindparam("ids", type_=_texts)
@@ -166,7 +177,7 @@ async def show_app(session: AsyncSession, app_id: str) -> FullAppRow | None:
 _SHOW = select(*_FULL).where(App.id == bindparam("id", type_=Text), _there)
 
 
-_JSON = frozenset({"ports", "urls", "services", "volumes", "config", "resources", "disk"})
+_JSON = frozenset({"ports", "urls", "services", "volumes", "config", "resources", "disk", "labels"})
 
 
 def _raw(value: Any) -> msgspec.Raw:
@@ -247,6 +258,8 @@ class Held(msgspec.Struct, frozen=True):
     expected: list[Any]
     installed_at: datetime | None
     copies_from: str | None
+    restart_policy: str | None
+    images: dict[str, str]
 
 
 HELD = tuple(getattr(App, name) for name in Held.__struct_fields__)

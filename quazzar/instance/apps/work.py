@@ -7,7 +7,7 @@ transaction is open while the engine works.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,7 +31,14 @@ from quazzar.instance.apps.events import (
 )
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import AppStatus
-from quazzar.instance.apps.runtimes.base import PortInUse, Runtime, RuntimeFailure, RuntimeUnavailable
+from quazzar.instance.apps.runtimes.base import (
+    PortInUse,
+    RegistryLogin,
+    Report,
+    Runtime,
+    RuntimeFailure,
+    RuntimeUnavailable,
+)
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import Expected, Verdict, judge, ports_view, services_view, volumes_view
 from quazzar.instance.registries.service import logins_for
@@ -74,12 +81,17 @@ class Work:
     def spec(self) -> AppSpec:
         return build_spec(self.app, self.run.resources[KEYRING])
 
-    async def pull(self, spec: AppSpec) -> None:
-        """The images of `spec`, with the logins of their registries."""
+    async def pull(self, spec: AppSpec, report: Report | None = None) -> dict[str, str]:
+        """Fetch the images of `spec`, with the logins of their registries; gives their digests."""
+        logins = await self.logins(spec)
+        told = report or self.within(0.05, 0.6)
+        return await self.patiently(lambda: self.runtime.pull(spec, told, logins=logins))
+
+    async def logins(self, spec: AppSpec) -> Mapping[str, RegistryLogin]:
+        """The logins that are stored for the registries of the images, by registry."""
         images = [service.image for service in spec.services]
         async with self.database.begin() as session:
-            logins = await logins_for(session, self.run.resources[KEYRING], images)
-        await self.patiently(lambda: self.runtime.pull(spec, self.within(0.05, 0.6), logins=logins))
+            return await logins_for(session, self.run.resources[KEYRING], images)
 
     async def up(self, spec: AppSpec) -> None:
         await self.patiently(lambda: self.runtime.up(spec, self.within(0.6, 0.9)))
@@ -203,7 +215,7 @@ class Work:
 @contextlib.asynccontextmanager
 async def operation(run: JobRun, app_id: str, status: AppStatus, seconds: float) -> AsyncIterator[Work | None]:
     """Claims the app for the block, None when it is not this job's any more, and turns every failure into its end."""
-    again = _AGAIN_DOWN if status in {"stopping", "uninstalling"} else _AGAIN_UP
+    again = _AGAIN_DOWN if status in {"stopping", "uninstalling", "updating"} else _AGAIN_UP
     async with app_lock(app_id):
         async with run.database.begin() as session:
             app = await store.claim_app(session, app_id, job_id=run.job_id, status=status, again=again, seconds=seconds)
@@ -240,7 +252,10 @@ async def operation(run: JobRun, app_id: str, status: AppStatus, seconds: float)
 
 async def bring_up(work: Work) -> None:
     spec = work.spec()
-    await work.pull(spec)
+    digests = await work.pull(spec)
+    if work.app.installed_at is None and digests != work.app.images:
+        await _hold_images(work, digests)
+        spec = work.spec()
     for attempt in range(_PORT_TRIES):
         try:
             await work.up(spec)
@@ -256,6 +271,13 @@ async def bring_up(work: Work) -> None:
     await work.finish(verdict.status, verdict.reason, installed=True)
     if verdict.status == "crashed":
         raise JobFailed(verdict.reason or "The app crashed")
+
+
+async def _hold_images(work: Work, digests: dict[str, str]) -> None:
+    """From its install on an app keeps to its images, whatever their tags come to mean, until it is updated."""
+    async with work.database.begin() as session:
+        await store.change_app(session, work.app.id, job_id=work.run.job_id, values={"images": digests})
+    work.app = msgspec.structs.replace(work.app, images=digests)
 
 
 async def _exchange_ports(work: Work) -> bool:

@@ -1,0 +1,258 @@
+"""What may be changed of an app, and what is written down before a job does it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from quazzar.core.db import unique_or
+from quazzar.core.errors import Invalid
+from quazzar.core.records import audit
+from quazzar.core.schema import UNSET, UnsetType, given
+from quazzar.instance.apps import changes_store, changing, store
+from quazzar.instance.apps.building import (
+    Reshaped,
+    build_spec,
+    open_config,
+    reshape,
+    shown_ports,
+    template_of,
+    url_of,
+)
+from quazzar.instance.apps.changes_store import new_snapshot
+from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, NothingToRollBack, PortTaken
+from quazzar.instance.apps.models import AppStatus
+from quazzar.instance.apps.runtimes.base import service_digest
+from quazzar.instance.apps.schemas import AppPatch, AppPlan, AppUpdate, FullAppRow, PortOut, VolumeOut
+from quazzar.instance.apps.service import AppService
+from quazzar.instance.templates.config import check_config
+from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
+from quazzar.instance.templates.service import TemplateService
+from quazzar.instance.templates.template import Template
+
+_SETTLED: Final[tuple[AppStatus, ...]] = ("running", "unhealthy", "stopped", "crashed", "failed")
+_SHOWN: Final = ("template", "version", "config", "resources", "restart_policy")
+_MOST_LABELS: Final = 64
+_LABEL_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._/-")
+
+
+async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
+    """Change an app. What needs other containers is done by a job, and undone when it fails; the rest at once.
+
+    Raises `AppNotFound`, `AppBusy`, `AppNotInstalled`, `PortTaken`, `Invalid` with every `config.<field>` that fails.
+    """
+    settled = await _lock(apps, app_id)
+    app = settled.held
+    await store.lock_ports(apps.session)
+    template = template_of(app)
+    former = open_config(app, apps.keyring)
+    labels = _labels(settled.labels, data.labels)
+    problems = _label_problems(labels)
+    try:
+        config = check_config(template, {} if data.config is UNSET else data.config, previous=former)
+    except Invalid as error:
+        raise Invalid(details={**error.details, **problems}) from None
+    if problems:
+        raise Invalid(details=problems)
+    policy = app.restart_policy if data.restart_policy is UNSET else data.restart_policy
+    becomes = await _reshape(
+        apps, app, template, config, resources=_laid_over(app.resources, data.resources), restart_policy=policy
+    )
+    before = _shown(app) | {"labels": settled.labels}
+    audit(apps.session, "app.patch", subject=app_id, before=before, after=_shown(becomes.app) | {"labels": labels})
+    await changes_store.set_app(apps.session, app_id, {"labels": labels})
+    await _hold_ports(apps, app_id, becomes)
+    if settled.status != "stopped" and _differs(apps, app, becomes):
+        await _begin(apps, settled, becomes, kind="patch")
+    else:
+        values = changes_store.shape_of(becomes.app) | {"expected": becomes.app.expected}
+        values |= shown_ports(template, becomes.spec, url_of(apps.settings))
+        await changes_store.set_app(apps.session, app_id, values)
+        await changes_store.keep_ports(apps.session, app_id, [(one.host_port, one.protocol) for one in becomes.ports])
+    return await apps.show(app_id)
+
+
+async def update(apps: AppService, app_id: str, data: AppUpdate) -> FullAppRow:
+    """Have the app updated, or its images made current where it has the newest version. Raises as `patch`."""
+    settled, becomes = await _updated(apps, app_id, data)
+    if becomes.refusals:
+        raise PortTaken(details=becomes.refusals)
+    before, after = {"version": settled.held.version}, {"version": becomes.app.version}
+    audit(apps.session, "app.update", subject=app_id, before=before, after=after)
+    await _hold_ports(apps, app_id, becomes)
+    await _begin(apps, settled, becomes, kind="update", snapshot=new_snapshot())
+    return await apps.show(app_id)
+
+
+async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> AppPlan:
+    """What `update` would do; nothing is done."""
+    _, becomes = await _updated(apps, app_id, data)
+    template = template_of(becomes.app)
+    limits = [service.resources.memory_bytes for service in becomes.spec.services]
+    ports = shown_ports(template, becomes.spec, url_of(apps.settings))["ports"]
+    return AppPlan(
+        name=becomes.app.name,
+        template=becomes.app.template,
+        version=becomes.app.version,
+        images=sorted({service.image for service in becomes.spec.services}),
+        services=[service.name for service in becomes.spec.services],
+        ports=[msgspec.convert(port, PortOut) for port in ports],
+        volumes=[VolumeOut(name=name) for name in becomes.spec.volumes],
+        memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
+        notes=list(template.notes),
+        refusals=becomes.refusals,
+    )
+
+
+async def rollback(apps: AppService, app_id: str) -> FullAppRow:
+    """Have the app go back to what it was before its last update or rollback: images, config and data together.
+
+    What it is now is kept in the same way, so that a rollback can be taken back. Raises `NothingToRollBack`,
+    `AppNotFound`, `AppBusy`, `AppNotInstalled`, `PortTaken`.
+    """
+    settled = await _lock(apps, app_id)
+    revision = await changes_store.get_revision(apps.session, app_id)
+    if revision is None:
+        raise NothingToRollBack
+    await store.lock_ports(apps.session)
+    former = msgspec.structs.replace(settled.held, **changes_store.shape_of(revision))
+    becomes = await _reshape(apps, former, template_of(former), open_config(former, apps.keyring))
+    before, after = {"version": settled.held.version}, {"version": revision.version}
+    audit(apps.session, "app.rollback", subject=app_id, before=before, after=after)
+    await _hold_ports(apps, app_id, becomes)
+    await _begin(apps, settled, becomes, kind="rollback", snapshot=new_snapshot(), revision=revision.number)
+    return await apps.show(app_id)
+
+
+async def _lock(apps: AppService, app_id: str) -> changes_store.Settled:
+    settled = await changes_store.lock_app(apps.session, app_id) if apps.may_see(app_id) else None
+    if settled is None:
+        raise AppNotFound
+    if settled.status not in _SETTLED:
+        raise AppBusy(f"The app is {settled.status}; wait until that is done")
+    if settled.held.installed_at is None:
+        raise AppNotInstalled
+    if await changes_store.has_change(apps.session, app_id):
+        raise AppBusy("A change of the app has not been taken back whole yet; restart it to go on with that")
+    return settled
+
+
+async def _updated(apps: AppService, app_id: str, data: AppUpdate) -> tuple[changes_store.Settled, Reshaped]:
+    settled = await _lock(apps, app_id)
+    app = settled.held
+    template = await _newer(apps, app, data.version)
+    await store.lock_ports(apps.session)
+    config = check_config(template, data.config, previous=open_config(app, apps.keyring))
+    becomes = await _reshape(
+        apps,
+        app,
+        template,
+        config,
+        refuse=False,
+        version=app.version if app.template is None else template.version,
+        # Which images these are by now the job finds out.
+        images={},
+    )
+    return settled, becomes
+
+
+async def _newer(apps: AppService, app: store.Held, version: str | None) -> Template:
+    """The template to update to; an app without one keeps its own, and gets newer images."""
+    if app.template is None:
+        if version is not None:
+            raise Invalid(details={"version": "An app that is not from the catalogue has no versions"})
+        return template_of(app)
+    try:
+        return await TemplateService(apps.session).find(app.template, version)
+    except TemplateVersionNotFound:
+        raise Invalid(details={"version": "The template has no such version"}) from None
+    except TemplateNotFound:
+        if version is not None:
+            raise Invalid(details={"version": "The template is not there any more"}) from None
+        return template_of(app)
+
+
+async def _reshape(
+    apps: AppService,
+    app: store.Held,
+    template: Template,
+    config: Mapping[str, Any],
+    *,
+    refuse: bool = True,
+    **values: Any,
+) -> Reshaped:
+    becomes = reshape(
+        app,
+        template,
+        dict(config),
+        keyring=apps.keyring,
+        held=await store.find_ports(apps.session),
+        reserved=apps.reserved_ports,
+        **values,
+    )
+    if refuse and becomes.refusals:
+        raise PortTaken(details=becomes.refusals)
+    return becomes
+
+
+async def _hold_ports(apps: AppService, app_id: str, becomes: Reshaped) -> None:
+    """Besides those that it has: which of them it keeps is known at the end."""
+    own = {(one.host_port, one.protocol) for one in await store.find_ports(apps.session, app_id)}
+    async with unique_or(PortTaken()):
+        await store.hold_ports(apps.session, [one for one in becomes.ports if (one.host_port, one.protocol) not in own])
+
+
+async def _begin(
+    apps: AppService, settled: changes_store.Settled, becomes: Reshaped, *, kind: changes_store.Kind, **values: Any
+) -> None:
+    app_id = settled.held.id
+    shape = changes_store.shape_of(becomes.app)
+    stopped = settled.status == "stopped"
+    await changes_store.add_change(apps.session, {"app_id": app_id, "kind": kind, "stopped": stopped} | shape | values)
+    await store.move_app(
+        apps.session, app_id, of=(settled.status,), to="updating", seconds=changing.SECONDS, status_reason=None
+    )
+    await apps.enqueue(changing.JOBS[kind], app_id)
+
+
+def _differs(apps: AppService, app: store.Held, becomes: Reshaped) -> bool:
+    """Whether the change needs other containers, networks or volumes."""
+    former, spec = build_spec(app, apps.keyring), becomes.spec
+    if (former.networks, former.volumes) != (spec.networks, spec.volumes):
+        return True
+    made = {one.name: service_digest(former, one) for one in former.services}
+    return made != {one.name: service_digest(spec, one) for one in spec.services}
+
+
+def _laid_over(former: Mapping[str, Any], resources: Any) -> dict[str, Any]:
+    if resources is UNSET:
+        return dict(former)
+    if resources is None:
+        return {}
+    return _without_none({**former, **given(resources)})
+
+
+def _labels(former: Mapping[str, str], labels: dict[str, str | None] | None | UnsetType) -> dict[str, str]:
+    if labels is None:
+        return {}
+    return dict(former) if isinstance(labels, UnsetType) else _without_none({**former, **labels})
+
+
+def _label_problems(labels: Mapping[str, str]) -> dict[str, str]:
+    problems = {
+        f"labels.{name[:63]}": "The name of a label must be 1 to 63 of a-z, 0-9, '.', '_', '/' and '-'"
+        for name in labels
+        if not 1 <= len(name) <= 63 or set(name) - _LABEL_LETTERS
+    }
+    if len(labels) > _MOST_LABELS:
+        problems["labels"] = f"An app can have at most {_MOST_LABELS} labels"
+    return problems
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _shown(app: store.Held) -> dict[str, Any]:
+    """For the audit log; secrets are masked in the config."""
+    return {name: getattr(app, name) for name in _SHOWN}

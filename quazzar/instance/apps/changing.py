@@ -1,0 +1,347 @@
+"""The work behind changes of an app: a patch, an update, a rollback, and the way back from each that fails.
+
+Every step is written into the journal before it is done. A change that fails, is cancelled, or whose process ended in
+its middle goes back: containers, config and data are what they were. Until the one transaction that ends it the app's
+own row says what it was, so there is nothing of the former state that could be lost.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from quazzar.core.crypto import SealBroken
+from quazzar.core.errors import Invalid
+from quazzar.core.jobs import JobCancelled, JobFailed, JobKind, JobRun, job
+from quazzar.core.records import publish
+from quazzar.instance.apps import changes_store, store
+from quazzar.instance.apps.building import build_spec, shown_ports, template_of, url_of
+from quazzar.instance.apps.changes_store import Change, Phase
+from quazzar.instance.apps.events import AppUpdated, AppUpdateFailed
+from quazzar.instance.apps.images import is_pinned, registry_of
+from quazzar.instance.apps.locks import app_lock
+from quazzar.instance.apps.models import AppStatus
+from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable, service_digest
+from quazzar.instance.apps.spec import AppSpec
+from quazzar.instance.apps.truth import Expected, Verdict, expected_services, ports_view, services_view, volumes_view
+from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS, Work, operation, settled
+
+CHANGE_SECONDS = 3600.0
+BACK_SECONDS = 1800.0
+SECONDS = CHANGE_SECONDS + BACK_SECONDS
+STEADY_SECONDS = 5.0
+"""How long a service without a health check has to stay up before it counts as well."""
+KEPT_REVISIONS: Final = 2
+"""How many former states are kept, each with a copy of the app's data."""
+_BROKEN_OFF = "This system was stopped in the middle of the change"
+_CANCELLED = "The operation was cancelled"
+_UNREADABLE = "What is stored of the app can't be read by this release, or with the keys that are there"
+
+
+@job("apps.patch", concurrency=4, timeout_seconds=SECONDS + 60)
+async def patch(run: JobRun, app_id: str) -> None:
+    """Containers of the new config, or those of the former one again."""
+    await _carry_out(run, app_id)
+
+
+@job("apps.update", concurrency=2, timeout_seconds=SECONDS + 60)
+async def update(run: JobRun, app_id: str) -> None:
+    """Images, a copy of the data, containers, health; or the former version with its data again."""
+    await _carry_out(run, app_id)
+
+
+@job("apps.rollback", concurrency=2, timeout_seconds=SECONDS + 60)
+async def rollback(run: JobRun, app_id: str) -> None:
+    """The version before with its config and its data, or the present one again."""
+    await _carry_out(run, app_id)
+
+
+JOBS: Final[dict[changes_store.Kind, JobKind[Any]]] = {"patch": patch, "update": update, "rollback": rollback}
+
+
+async def _carry_out(run: JobRun, app_id: str) -> None:
+    try:
+        async with operation(run, app_id, "updating", SECONDS) as work:
+            if work is not None:
+                async with run.database.begin() as session:
+                    change = await changes_store.get_change(session, app_id)
+                if change is None:
+                    raise RuntimeFailure("The change is not there any more; ask for it again")
+                await _Changing(work, change).carry_out()
+    finally:
+        async with app_lock(app_id):
+            await sweep(run, app_id)
+
+
+async def sweep(run: JobRun, app_id: str) -> None:
+    """Discard the copies of data that no change and no rollback needs, such as a process left that was killed."""
+    with contextlib.suppress(RuntimeUnavailable, RuntimeFailure):
+        found = await run.resources[RUNTIME].snapshots(app_id)
+        async with run.database.begin() as session:
+            kept = await changes_store.find_snapshots(session, app_id)
+        for name in found:
+            if name not in kept:
+                await run.resources[RUNTIME].discard(app_id, name)
+
+
+async def go_back_first(work: Work) -> None:
+    """Before a start: take back whole what a change left that could not be taken back in its own time."""
+    async with work.database.begin() as session:
+        change = await changes_store.get_change(session, work.app.id)
+    if change is not None:
+        await _Changing(work, change).take_back()
+
+
+class _Changing:
+    def __init__(self, work: Work, change: Change) -> None:
+        self.work = work
+        self.change = change
+        self.target = msgspec.structs.replace(work.app, **changes_store.shape_of(change))
+
+    async def carry_out(self) -> None:
+        """Raises `JobFailed` with the reason after the app is again what it was; so does what else ends it."""
+        run = self.work.run
+        cause: BaseException | None = None
+        reason = self.change.reason or _BROKEN_OFF
+        if self.change.phase == "asked":
+            try:
+                async with asyncio.timeout(CHANGE_SECONDS) as limit:
+                    await self._go_on()
+                return
+            except RuntimeFailure as failure:
+                cause, reason = failure, failure.reason
+            except (Invalid, SealBroken) as failure:
+                cause, reason = failure, _UNREADABLE
+            except TimeoutError as failure:
+                if not limit.expired():
+                    raise
+                cause, reason = failure, self.work.waiting_for or "The operation did not end in time"
+            except JobCancelled as cancelled:
+                cause, reason = cancelled, _CANCELLED
+            except asyncio.CancelledError as cancelled:
+                # Without somebody's wish it is the process that ends: the next one goes back.
+                if not run.cancelled.is_set():
+                    raise
+                cause, reason = cancelled, _CANCELLED
+        run.log(reason)
+        async with self.work.database.begin() as session:
+            done = await changes_store.get_change(session, self.change.app_id) is None
+        if not done:
+            await self._go_back(reason)
+        if isinstance(cause, asyncio.CancelledError | JobCancelled):
+            raise cause
+        if done:  # what came too late did not undo it
+            return
+        raise JobFailed(reason) from cause
+
+    # Forward
+
+    async def _go_on(self) -> None:
+        work, app_id, runtime = self.work, self.work.app.id, self.work.runtime
+        await self._phase("pulling")
+        spec = await self._target_spec()
+        await work.pull(spec, work.within(0.05, 0.4))
+        if self.change.kind == "update" and _same(work.spec(), spec) and self._same_shape():
+            work.run.log("It is up to date already")
+            await self._end_unchanged(None)
+            return
+        await self._phase("stopping")
+        work.step(0.4, "Stopping")
+        await work.patiently(lambda: runtime.stop(app_id))
+        if (snapshot := self.change.snapshot) is not None:
+            await self._phase("saving")
+            await work.patiently(lambda: runtime.snapshot(app_id, snapshot, work.within(0.45, 0.6)))
+        await self._phase("starting")
+        if self.change.revision is not None:
+            former = await self._revision_snapshot(self.change.revision)
+            await work.patiently(lambda: runtime.restore(app_id, former, work.within(0.6, 0.7)))
+        await work.patiently(lambda: runtime.up(spec, work.within(0.7, 0.85)))
+        work.step(0.85, "Waiting for the services to be well")
+        work.expected = expected_services(spec)
+        verdict = await self._well(spec)
+        if verdict.status != "running":
+            raise RuntimeFailure(verdict.reason or "The app did not get healthy in time")
+        if self.change.stopped:
+            await work.patiently(lambda: runtime.stop(app_id))
+        await self._commit(spec)
+
+    async def _target_spec(self) -> AppSpec:
+        """The spec with every image held to what its tag means now, for an update; else to what is written down."""
+        keyring = self.work.run.resources[KEYRING]
+        spec = build_spec(self.target, keyring)
+        if self.change.kind != "update":
+            return spec
+        logins = await self.work.logins(spec)
+        images: dict[str, str] = {}
+        for name in sorted({service.image for service in spec.services if not is_pinned(service.image)}):
+
+            async def ask(name: str = name) -> str:
+                return await self.work.runtime.remote_digest(name, logins.get(registry_of(name)))
+
+            try:
+                images[name] = await self.work.patiently(ask)
+            except RuntimeFailure as failure:
+                self.work.run.log(f"{failure.reason}; the image is taken as it is here")
+        self.target = msgspec.structs.replace(self.target, images=images)
+        digests = await self.work.pull(build_spec(self.target, keyring), self.work.within(0.02, 0.05))
+        self.target = msgspec.structs.replace(self.target, images=digests)
+        await self._write(images=digests)
+        return build_spec(self.target, keyring)
+
+    async def _well(self, spec: AppSpec) -> Verdict:
+        """The verdict once the app has settled, and stayed up for a moment where nothing checks its health."""
+        verdict = await settled(self.work)
+        finite = {one.name for one in self.work.expected if one.finite}
+        checked = all(service.healthcheck is not None or service.name in finite for service in spec.services)
+        loop = asyncio.get_running_loop()
+        steady = loop.time() + (0 if checked else STEADY_SECONDS)
+        while verdict.status == "running" and loop.time() < steady:
+            await asyncio.sleep(0.25)
+            verdict = await settled(self.work)
+        if verdict.status == "running" and not verdict.settled:
+            return Verdict("unhealthy", "The app did not get healthy in time")
+        return verdict
+
+    async def _commit(self, spec: AppSpec) -> None:
+        """The one transaction that makes it what it was to become."""
+        work, change, app = self.work, self.change, self.work.app
+        state = await work.patiently(lambda: work.runtime.get(app.id))
+        expected = expected_services(spec)
+        url = url_of(work.run.resources[SETTINGS])
+        values: dict[str, Any] = changes_store.shape_of(self.target) | {
+            "expected": msgspec.to_builtins(expected),
+            "services": services_view(state, expected),
+            "volumes": volumes_view(state),
+            **shown_ports(template_of(self.target), spec, url),
+        }
+        if ports := ports_view(state):
+            values["ports"] = ports
+        if change.kind == "update":
+            values["update_available"] = False
+        async with work.run.begin() as session:
+            ended = await store.move_app(
+                session,
+                app.id,
+                of=("updating",),
+                to="stopped" if change.stopped else "running",
+                job_id=work.run.job_id,
+                status_reason=None,
+                **values,
+            )
+            if not ended:
+                raise RuntimeFailure("The operation was ended by somebody else")
+            if change.snapshot is not None:
+                if change.revision is not None:
+                    await changes_store.drop_revision(session, app.id, change.revision)
+                await changes_store.add_revision(session, app, snapshot=change.snapshot, keep=KEPT_REVISIONS)
+                news = AppUpdated(
+                    app_id=app.id,
+                    name=app.name,
+                    former_version=app.version,
+                    version=self.target.version,
+                    rollback=change.kind == "rollback",
+                )
+                publish(session, news, subject=app.id)
+            await changes_store.end_change(session, app.id)
+            await changes_store.keep_ports(session, app.id, _ports(spec))
+
+    # Back
+
+    async def _go_back(self, reason: str) -> None:
+        await self.take_back(reason)
+        if self.change.stopped:
+            await self._end_unchanged(reason, failed=True)
+            return
+        self.work.step(0.95, "Waiting for the former services")
+        verdict = await settled(self.work)
+        await self._end_unchanged(reason, verdict, failed=True)
+
+    async def take_back(self, reason: str | None = None) -> None:
+        """Containers and data as they were; the journal stays until that is done."""
+        work, change, app_id = self.work, self.change, self.work.app.id
+        touched = change.phase in {"starting", "reverting"}
+        if change.phase not in {"asked", "pulling"}:
+            await self._phase("reverting", reason=reason or change.reason)
+            work.expected = [msgspec.convert(one, Expected) for one in work.app.expected]
+            if touched:
+                snapshot = change.snapshot
+                if snapshot is not None:
+                    await work.patiently(lambda: work.runtime.restore(app_id, snapshot, _told(work, 0.85)))
+                elif change.stopped:
+                    await work.patiently(lambda: work.runtime.remove(app_id, keep_volumes=True))
+            if not change.stopped:
+                spec = work.spec()
+                await work.pull(spec, _told(work, 0.9))
+                await work.patiently(lambda: work.runtime.up(spec, _told(work, 0.9)))
+        if work.status != "updating":
+            async with work.database.begin() as session:
+                await changes_store.end_change(session, app_id)
+                await changes_store.keep_ports(session, app_id, _ports(work.spec()))
+
+    async def _end_unchanged(self, reason: str | None, verdict: Verdict | None = None, *, failed: bool = False) -> None:
+        work, app = self.work, self.work.app
+        state = await work.patiently(lambda: work.runtime.get(app.id))
+        values: dict[str, Any] = {"services": services_view(state, work.expected), "volumes": volumes_view(state)}
+        if ports := ports_view(state):
+            values["ports"] = ports
+        stands: AppStatus = "stopped" if self.change.stopped else "running"
+        async with work.run.begin() as session:
+            await store.move_app(
+                session,
+                app.id,
+                of=("updating",),
+                to=verdict.status if verdict is not None else stands,
+                job_id=work.run.job_id,
+                status_reason=verdict.reason if verdict is not None else None,
+                **values,
+            )
+            await changes_store.end_change(session, app.id)
+            await changes_store.keep_ports(session, app.id, _ports(work.spec()))
+            if failed:
+                news = AppUpdateFailed(
+                    app_id=app.id, name=app.name, version=self.target.version, reason=reason or _BROKEN_OFF
+                )
+                publish(session, news, subject=app.id)
+
+    # Journal
+
+    async def _phase(self, phase: Phase, **values: Any) -> None:
+        await self._write(phase=phase, **values)
+
+    async def _write(self, **values: Any) -> None:
+        async with self.work.database.begin() as session:
+            await changes_store.set_change(session, self.change.app_id, **values)
+        self.change = msgspec.structs.replace(self.change, **values)
+
+    async def _revision_snapshot(self, number: int) -> str:
+        async with self.work.database.begin() as session:
+            revision = await changes_store.get_revision(session, self.work.app.id, number)
+        if revision is None:
+            raise RuntimeFailure("The version before is not there any more")
+        return revision.snapshot
+
+    def _same_shape(self) -> bool:
+        names = [name for name in changes_store.SHAPE if name != "secrets"]
+        return all(getattr(self.work.app, name) == getattr(self.target, name) for name in names)
+
+
+def _told(work: Work, done: float) -> Callable[[float, str], Any]:
+    """The report of a step on the way back, which nobody can cancel."""
+
+    async def report(_: float, text: str) -> None:
+        if text != work.run.step:
+            work.run.log(text)
+        work.run.progress(done, text)
+
+    return report
+
+
+def _same(former: AppSpec, spec: AppSpec) -> bool:
+    made = {one.name: service_digest(former, one) for one in former.services}
+    return made == {one.name: service_digest(spec, one) for one in spec.services}
+
+
+def _ports(spec: AppSpec) -> list[tuple[int, str]]:
+    return [(port.host_port, port.protocol) for service in spec.services for port in service.ports]
