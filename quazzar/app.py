@@ -31,6 +31,7 @@ from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.core.envelope import exception_handlers, remember_error
 from quazzar.core.errors import AppError
+from quazzar.core.exchange import App
 from quazzar.core.gate import BodyRule, Gate, GateConfig, LogRequest
 from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.idempotency import Replay
@@ -68,14 +69,6 @@ from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
 from quazzar.jobs.store import count_jobs
-from quazzar.panel.accounts.routes import handlers as panel_account_handlers
-from quazzar.panel.fleet.listener import agent_app, renew_tls, server_tls
-from quazzar.panel.fleet.process import Fleet
-from quazzar.panel.fleet.routes import handlers as fleet_handlers
-from quazzar.panel.fleet.schemas import TokenCreate
-from quazzar.panel.fleet.service import FleetService
-from quazzar.panel.fleet.upkeep import first_tenant
-from quazzar.panel.tenants.routes import handlers as tenant_handlers
 from quazzar.panel.tenants.tenancy import PanelTenancy
 from quazzar.reference.routes import handlers as reference_handlers
 from quazzar.settings import Settings
@@ -85,6 +78,7 @@ from quazzar.webhooks.store import count_waiting
 
 if TYPE_CHECKING:
     from quazzar.health.metrics import Metrics
+    from quazzar.panel.fleet.process import Fleet
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +117,11 @@ def instance_router(prefix: str = "") -> Router:
 
 
 def panel_router(prefix: str = "") -> Router:
-    """The Control Panel API."""
+    """The Control Panel API; its modules are loaded where it is served, so that a mere instance stays small."""
+    from quazzar.panel.accounts.routes import handlers as panel_account_handlers  # noqa: PLC0415
+    from quazzar.panel.fleet.routes import handlers as fleet_handlers  # noqa: PLC0415
+    from quazzar.panel.tenants.routes import handlers as tenant_handlers  # noqa: PLC0415
+
     return Router(
         f"{prefix}/api",
         dependencies=_TRANSACTION,
@@ -194,8 +192,14 @@ class Application:
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
-        self.fleet = Fleet(settings, keyring, database) if "panel" in modes else None
-        self.agents = agent_app(self.fleet, self.limiter) if self.fleet is not None else None
+        self.fleet: Fleet | None = None
+        self.agents: App | None = None
+        if "panel" in modes:
+            from quazzar.panel.fleet.listener import agent_app  # noqa: PLC0415
+            from quazzar.panel.fleet.process import Fleet  # noqa: PLC0415
+
+            self.fleet = Fleet(settings, keyring, database)
+            self.agents = agent_app(self.fleet, self.limiter)
         self.panel_line = Line(database, settings.server.data_dir) if "instance" in modes else None
         self.webhooks = Webhooks(
             database, keyring, outbound_policy(settings), settings.webhooks.retry_schedule, identity=identity
@@ -245,11 +249,15 @@ class Application:
 
     async def agent_tls(self) -> ssl.SSLContext:
         """What the agent listener shows of itself and asks of instances."""
+        from quazzar.panel.fleet.listener import server_tls  # noqa: PLC0415
+
         assert self.fleet is not None
         return await server_tls(self.fleet, self.settings.server.data_dir)
 
     async def renew_agent_tls(self, context: ssl.SSLContext) -> None:
         """Give the agent listener a new certificate each day, until cancelled."""
+        from quazzar.panel.fleet.listener import renew_tls  # noqa: PLC0415
+
         assert self.fleet is not None
         while True:
             await asyncio.sleep(_DAY_SECONDS)
@@ -269,7 +277,11 @@ class Application:
                 log.warning("This server could not join its own panel yet", cause=str(error)[:200])
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _link_halves(self, fleet: Fleet, line: Line) -> bool:
+    async def _link_halves(self, fleet: "Fleet", line: Line) -> bool:
+        from quazzar.panel.fleet.schemas import TokenCreate  # noqa: PLC0415
+        from quazzar.panel.fleet.service import FleetService  # noqa: PLC0415
+        from quazzar.panel.fleet.upkeep import first_tenant  # noqa: PLC0415
+
         async with self.database.begin() as session:
             tenant_id = await first_tenant(session)
         if tenant_id is None:

@@ -185,6 +185,7 @@ def test_a_known_machine_needs_its_old_key(
         (hello("inst_" + "a" * 26), 4403),
         (hello("", protocol=PROTOCOL + 2), 4403),
     ],
+    ids=[str(number) for number in range(10)],
 )
 def test_odd_frames_end_their_own_line_only(machine: Machine, frame: Any, code: int) -> None:
     made = machine.enrol()

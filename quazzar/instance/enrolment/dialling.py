@@ -11,6 +11,9 @@ from quazzar.instance.enrolment.errors import PanelNotTrusted, PanelRefused, Pan
 from quazzar.link.messages import Enrol, Enrolled
 from quazzar.link.tokens import RegistrationToken
 
+KEY_FILE = "panel-link.key"
+"""Where the instance keeps its key, in the data folder."""
+
 _SECONDS = 15.0
 _MOST_BYTES = 64 * 1024
 

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from quazzar import __version__
 from quazzar.core.auth import Principal
-from quazzar.core.crypto import read_private, write_private
+from quazzar.core.crypto import write_private
 from quazzar.core.db import Database
 from quazzar.instance.apps.service import list_apps
 from quazzar.instance.enrolment import store
-from quazzar.instance.enrolment.dialling import trusting
+from quazzar.instance.enrolment.dialling import KEY_FILE, trusting
 from quazzar.instance.enrolment.measuring import Meter, facts_of
 from quazzar.link.messages import (
     CLOSE_REVOKED,
@@ -44,7 +40,6 @@ from quazzar.link.messages import (
 
 log = structlog.get_logger(__name__)
 
-KEY_FILE: Final = "panel-link.key"
 _CERTIFICATE_FILE: Final = "panel-link.crt"
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
@@ -205,9 +200,11 @@ class Line:
         meter = await asyncio.to_thread(Meter, self.data_dir)
         seconds = min(max(welcome.heartbeat_seconds, 1.0), 3600.0)
         known = None if welcome.want_state else state.hash()
-        if _wants_renewal(link.certificate, datetime.now(UTC)):
-            key = await asyncio.to_thread(own_key, self.data_dir)
-            await socket.send(pack(Renew(csr=signing_request(key))))
+        from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
+
+        if keys.wants_renewal(link.certificate, datetime.now(UTC)):
+            key = await asyncio.to_thread(keys.own_key, self.data_dir)
+            await socket.send(pack(Renew(csr=keys.signing_request(key))))
         while True:
             state = await self._state()
             found = state.hash()
@@ -229,37 +226,3 @@ class Line:
             for app in apps
         ]
         return State(facts=facts, apps=shown)
-
-
-def _wants_renewal(certificate_pem: str, now: datetime) -> bool:
-    """Whether two thirds of a certificate's life are over."""
-    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
-    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    return now >= certificate.not_valid_before_utc + life * 2 / 3
-
-
-def own_key(data_dir: Path) -> ec.EllipticCurvePrivateKey:
-    """The instance's key, made at the first use, in a file of mode 0600 that is kept when a panel is left: with it the
-    machine is known again.
-    """
-    path = data_dir / KEY_FILE
-    with contextlib.suppress(FileNotFoundError):
-        return _load(read_private(path))
-    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    with contextlib.suppress(FileExistsError):
-        write_private(path, pem.decode(), exclusive=True)
-    return _load(read_private(path))
-
-
-def _load(pem: str) -> ec.EllipticCurvePrivateKey:
-    key = serialization.load_pem_private_key(pem.encode(), password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return key
-
-
-def signing_request(key: ec.EllipticCurvePrivateKey) -> str:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Quazzar instance")])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM).decode()

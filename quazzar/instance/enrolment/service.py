@@ -11,7 +11,7 @@ from quazzar.core.records import audit
 from quazzar.instance.enrolment import store
 from quazzar.instance.enrolment.dialling import fetch_ca, send_enrolment
 from quazzar.instance.enrolment.errors import AlreadyLinked, NotLinked
-from quazzar.instance.enrolment.line import Line, own_key, signing_request
+from quazzar.instance.enrolment.line import Line
 from quazzar.instance.enrolment.measuring import facts_of
 from quazzar.instance.enrolment.schemas import PanelLinkOut, PanelStatus
 from quazzar.link.messages import Enrol, Enrolled
@@ -41,10 +41,12 @@ async def dial(line: Line, text: str) -> Joined:
         link = await store.get_link(session)
     if link is not None and link.left_at is None:
         raise AlreadyLinked
-    key = await asyncio.to_thread(own_key, line.data_dir)
+    from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
+
+    key = await asyncio.to_thread(keys.own_key, line.data_dir)
     facts = await asyncio.to_thread(facts_of, line.data_dir)
     ca_certificate = await asyncio.to_thread(fetch_ca, token)
-    data = Enrol(token=text.strip(), csr=signing_request(key), facts=facts)
+    data = Enrol(token=text.strip(), csr=keys.signing_request(key), facts=facts)
     return Joined(token, ca_certificate, await asyncio.to_thread(send_enrolment, token, ca_certificate, data))
 
 

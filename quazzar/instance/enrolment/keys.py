@@ -1,0 +1,49 @@
+"""The instance's key, and what its certificate says. Loaded once the line is dialled: what a server that is in no panel
+does not need should not take its memory.
+"""
+
+import contextlib
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from quazzar.core.crypto import read_private, write_private
+from quazzar.instance.enrolment.dialling import KEY_FILE
+
+
+def wants_renewal(certificate_pem: str, now: datetime) -> bool:
+    """Whether two thirds of a certificate's life are over."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    return now >= certificate.not_valid_before_utc + life * 2 / 3
+
+
+def own_key(data_dir: Path) -> ec.EllipticCurvePrivateKey:
+    """The instance's key, made at the first use, in a file of mode 0600 that is kept when a panel is left: with it the
+    machine is known again.
+    """
+    path = data_dir / KEY_FILE
+    with contextlib.suppress(FileNotFoundError):
+        return _load(read_private(path))
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with contextlib.suppress(FileExistsError):
+        write_private(path, pem.decode(), exclusive=True)
+    return _load(read_private(path))
+
+
+def _load(pem: str) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(pem.encode(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
+
+
+def signing_request(key: ec.EllipticCurvePrivateKey) -> str:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Quazzar instance")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
