@@ -195,11 +195,10 @@ class Application:
         self.fleet: Fleet | None = None
         self.agents: App | None = None
         if "panel" in modes:
-            from quazzar.panel.fleet.listener import agent_app  # noqa: PLC0415
-            from quazzar.panel.fleet.process import Fleet  # noqa: PLC0415
+            from quazzar.panel.fleet import listener, process  # noqa: PLC0415
 
-            self.fleet = Fleet(settings, keyring, database)
-            self.agents = agent_app(self.fleet, self.limiter)
+            self.fleet = process.Fleet(settings, keyring, database)
+            self.agents = listener.agent_app(self.fleet, self.limiter)
         self.panel_line = Line(database, settings.server.data_dir) if "instance" in modes else None
         self.webhooks = Webhooks(
             database, keyring, outbound_policy(settings), settings.webhooks.retry_schedule, identity=identity

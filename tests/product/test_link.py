@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 from quazzar.core.crypto import write_private
 from quazzar.instance.enrolment.dialling import fetch_ca, send_enrolment, trusting
 from quazzar.instance.enrolment.errors import PanelNotTrusted, PanelRefused
-from quazzar.instance.enrolment.line import own_key, signing_request
+from quazzar.instance.enrolment.keys import own_key, signing_request
 from quazzar.link.messages import PROTOCOL, Enrol, Enrolled, Facts, Heartbeat, Hello, pack, unpack_from_panel
 from quazzar.link.tokens import RegistrationToken, parse_token
 from quazzar.panel.fleet.authority import new_authority, read_request
