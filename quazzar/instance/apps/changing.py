@@ -26,7 +26,7 @@ from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable, service_digest
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import Expected, Verdict, expected_services, ports_view, services_view, volumes_view
-from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS, Work, operation, settled
+from quazzar.instance.apps.work import KEYRING, RESTARTS_SECONDS, RUNTIME, SETTINGS, Work, operation, settled
 
 CHANGE_SECONDS = 3600.0
 BACK_SECONDS = 1800.0
@@ -191,18 +191,32 @@ class _Changing:
         return build_spec(self.target, keyring)
 
     async def _well(self, spec: AppSpec) -> Verdict:
-        """The verdict once the app has settled, and stayed up for a moment where nothing checks its health."""
+        """The verdict once the app has settled and, where nothing checks its health, stayed up without a restart."""
         verdict = await settled(self.work)
         finite = {one.name for one in self.work.expected if one.finite}
-        checked = all(service.healthcheck is not None or service.name in finite for service in spec.services)
-        loop = asyncio.get_running_loop()
-        steady = loop.time() + (0 if checked else STEADY_SECONDS)
-        while verdict.status == "running" and loop.time() < steady:
-            await asyncio.sleep(0.25)
-            verdict = await settled(self.work)
+        if not all(service.healthcheck is not None or service.name in finite for service in spec.services):
+            verdict = await self._steady(verdict)
         if verdict.status == "running" and not verdict.settled:
             return Verdict("unhealthy", "The app did not get healthy in time")
         return verdict
+
+    async def _steady(self, verdict: Verdict) -> Verdict:
+        """The verdict after `STEADY_SECONDS` without a restart; between two restarts everything looks well."""
+        loop = asyncio.get_running_loop()
+        since, limit = loop.time(), loop.time() + STEADY_SECONDS + RESTARTS_SECONDS
+        counted = await self._restarts()
+        while verdict.status == "running" and loop.time() < since + STEADY_SECONDS:
+            if loop.time() > limit:
+                return Verdict("crashed", f'Service "{max(counted, key=lambda name: counted[name])}" keeps restarting')
+            await asyncio.sleep(0.25)
+            restarts, verdict = await self._restarts(), await settled(self.work)
+            if restarts != counted:
+                since, counted = loop.time(), restarts
+        return verdict
+
+    async def _restarts(self) -> dict[str, int]:
+        state = await self.work.patiently(lambda: self.work.runtime.get(self.work.app.id))
+        return {one.name: one.restarts for one in state.services} if state is not None else {}
 
     async def _commit(self, spec: AppSpec) -> None:
         """The one transaction that makes it what it was to become."""

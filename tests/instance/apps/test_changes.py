@@ -300,6 +300,23 @@ async def test_what_does_not_get_well_goes_back(
     assert_old(engine, before, await show(admin, before["id"]))
 
 
+async def test_what_keeps_restarting_is_not_well(
+    admin: httpx.AsyncClient, engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changing, "STEADY_SECONDS", 1.0)
+    monkeypatch.setattr(changing, "RESTARTS_SECONDS", 1.0)
+    before = await old_app(admin, engine)
+    slug = before["template"]
+    looping = web_file(slug, version="3.0", image="nginx:1.28").replace('restart: "no"', "restart: always")
+    assert (await admin.put(f"/api/templates/{slug}", json={"compose": looping})).status_code == 200
+    engine.behaviours["nginx:1.28"] = Behaviour(exit_code=3, exit_after_seconds=0.3)
+    asked = await ask(admin, before["id"], "update")
+    job = await job_of(admin, asked["job_id"])
+    assert job["status"] == "failed"
+    assert "keeps restarting" in job["error"]
+    assert_old(engine, before, await show(admin, before["id"]))
+
+
 async def test_one_change_at_a_time_and_cancel_goes_back(admin: httpx.AsyncClient, engine: MemoryEngine) -> None:
     before = await old_app(admin, engine)
     arrived, _ = engine.hold("create:web")
