@@ -10,6 +10,8 @@ PROMISED = [
     "app.stopped",
     "app.restarted",
     "app.crashed",
+    "app.updated",
+    "app.update_failed",
     "app.uninstalled",
     "backup.started",
     "backup.completed",

@@ -30,7 +30,7 @@ async def clone(run: JobRun, app_id: str, source_id: str) -> None:
 async def _copy(work: Work, source_id: str) -> None:
     spec = work.spec()
     # What can be done while the source runs comes first.
-    await work.patiently(lambda: work.runtime.pull(spec, work.within(0.0, 0.05)))
+    await work.pull(spec, work.within(0.0, 0.05))
     async with app_lock(source_id):
         async with work.database.begin() as session:
             found = await clone_store.hold_source(session, source_id, job_id=work.run.job_id, seconds=INSTALL_SECONDS)
