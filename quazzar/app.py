@@ -21,6 +21,7 @@ import quazzar.alerts.events
 import quazzar.instance.backups.events
 import quazzar.instance.domains.events
 import quazzar.instance.vpn.events  # declaring an event is what makes it one that can be subscribed to
+import quazzar.invitations.jobs
 import quazzar.webhooks.jobs  # noqa: F401 - declaring a job is what schedules it
 from quazzar import __version__
 from quazzar.accounts.process import Accounts
@@ -120,6 +121,8 @@ def panel_router(prefix: str = "") -> Router:
     """The Control Panel API; its modules are loaded where it is served, so that a mere instance stays small."""
     from quazzar.panel.accounts.routes import handlers as panel_account_handlers  # noqa: PLC0415
     from quazzar.panel.fleet.routes import handlers as fleet_handlers  # noqa: PLC0415
+    from quazzar.panel.members.routes import handlers as member_handlers  # noqa: PLC0415
+    from quazzar.panel.roles.routes import handlers as role_handlers  # noqa: PLC0415
     from quazzar.panel.tenants.routes import handlers as tenant_handlers  # noqa: PLC0415
 
     return Router(
@@ -130,6 +133,8 @@ def panel_router(prefix: str = "") -> Router:
             *reference_handlers,
             *panel_account_handlers,
             *tenant_handlers,
+            *member_handlers,
+            *role_handlers,
             *fleet_handlers,
             *job_handlers,
             *event_handlers,
@@ -396,6 +401,7 @@ def gate_config(settings: Settings, log: LogRequest | None = None) -> GateConfig
     for realm in realms:
         for name in (*_STRICT[realm], "totp/enable", "totp/disable", "change-password"):
             bodies[realm, f"/api/auth/{name}"] = auth_body
+    bodies["panel", "/api/invitations/accept"] = auth_body
     return GateConfig(
         mode=settings.server.mode,
         limits={
@@ -403,7 +409,8 @@ def gate_config(settings: Settings, log: LogRequest | None = None) -> GateConfig
             "panel": parse_bucket("panel", settings.rate_limit.panel),
         },
         strict={(realm, f"/api/auth/{name}"): strict for realm in realms for name in _STRICT[realm]}
-        | {(realm, "/api/webhooks/{id}/test"): tests for realm in realms},
+        | {(realm, "/api/webhooks/{id}/test"): tests for realm in realms}
+        | {("panel", "/api/invitations/accept"): strict},
         allowed_hosts=allowed_hosts(settings),
         trusted_proxies=tuple(str(network) for network in settings.server.trusted_proxies),
         cors_origins=frozenset(settings.server.cors_origins),

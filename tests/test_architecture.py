@@ -49,6 +49,8 @@ PUBLIC = {
         "POST /api/auth/login",
         "POST /api/auth/refresh",
         "POST /api/auth/totp/verify",
+        # Its token is the proof; whether a login is needed besides depends on the address that it is for.
+        "POST /api/invitations/accept",
     },
 }
 """The operations that need no login. A new one must be put here by hand, and be argued for."""

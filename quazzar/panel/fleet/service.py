@@ -1,7 +1,7 @@
 """The rules of tokens, groups and instances, as their tenant's members use them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -71,6 +71,11 @@ async def reach_of(session: AsyncSession, tenant_id: str, principal: Principal) 
     groups = [name for name in principal.resources if name.startswith("grp_")]
     instances = frozenset(name for name in principal.resources if name.startswith("inst_"))
     return Reach(instances, frozenset(await store.expand_groups(session, tenant_id, groups)))
+
+
+async def known_ids(session: AsyncSession, tenant_id: str, ids: Collection[str]) -> set[str]:
+    """Which of these are groups or instances of the tenant."""
+    return await store.find_known(session, tenant_id, ids)
 
 
 class FleetService:

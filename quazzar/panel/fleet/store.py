@@ -92,6 +92,15 @@ async def expand_groups(session: AsyncSession, tenant_id: str, ids: Collection[s
     return list((await session.execute(select(tree.c.id).distinct())).scalars())
 
 
+async def find_known(session: AsyncSession, tenant_id: str, ids: Collection[str]) -> set[str]:
+    """Those of `ids` that are groups, or instances that are not revoked."""
+    groups = select(FleetGroup.id).where(FleetGroup.tenant_id == tenant_id, FleetGroup.id.in_(ids))
+    instances = select(FleetInstance.id).where(
+        FleetInstance.tenant_id == tenant_id, FleetInstance.id.in_(ids), FleetInstance.status != "revoked"
+    )
+    return set((await session.execute(groups.union_all(instances))).scalars())
+
+
 async def depth_above(session: AsyncSession, tenant_id: str, group_id: str) -> list[str]:
     """The group and those above it, from it upwards."""
     path: list[str] = []

@@ -18,6 +18,7 @@ from quazzar.panel.tenants import own, store
 from quazzar.panel.tenants.errors import (
     NotAnMsp,
     ParentAccessForeign,
+    PermissionExceeded,
     TenantHasClients,
     TenantInUse,
     TenantNotFound,
@@ -72,6 +73,23 @@ class TenantService:
         if not _may_enter(granted, row.parent_resources, row.parent_access):
             return None
         return Place(row, row.parent_access, common(granted, permissions_of(row.parent_access)), None)
+
+    async def lock(self, tenant_id: str) -> None:
+        """Let what is counted or decided per tenant be done one call after the other."""
+        await store.get_tenant(self._session, tenant_id, lock=True)
+
+    async def count_owners(self, tenant_id: str) -> int:
+        """Whoever acts on it has locked the tenant."""
+        return await store.count_owners(self._session, tenant_id)
+
+    async def join(self, tenant_id: str, **values: Any) -> None:
+        """Add a member; the transaction's scope must be the tenant. Breaks a unique constraint for one who is there."""
+        await store.add_membership(self._session, tenant_id, **values)
+
+    async def forget(self, accounts: Accounts, tenant_id: str) -> None:
+        """With the commit, what is remembered of the permissions of its members is void: here, and in its clients."""
+        for each in (tenant_id, *await store.find_client_ids(self._session, tenant_id)):
+            await accounts.authenticator.drop_with(self._session, each)
 
     async def enter(self, principal: Principal, tenant_id: str) -> None:
         """Let the caller into a tenant: one that they belong to, or a client of the one that they work in now.
@@ -147,7 +165,10 @@ class OwnTenantService:
 
     async def _lock(self, tenant_id: str) -> Any:
         """The tenant of this id, locked, with the transaction's scope set to it. Raises `TenantNotFound`."""
-        if tenant_id != self._tenant_id:
+        if tenant_id == self._tenant_id:
+            if self._principal.resources is not None:
+                raise PermissionExceeded
+        else:
             client = await store.get_client(self._session, self._tenant_id, tenant_id)
             if client is None:
                 raise TenantNotFound

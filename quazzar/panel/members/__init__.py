@@ -1,0 +1,1 @@
+"""Who belongs to a tenant, who is invited, and how one joins."""
