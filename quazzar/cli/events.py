@@ -41,8 +41,10 @@ def run(arguments: Arguments) -> int:
 
 
 def page() -> str:
-    import quazzar.app  # noqa: PLC0415, F401 - loads every domain, and with it every event
+    from quazzar.app import panel_router  # noqa: PLC0415 - loads every domain, and with it every event
 
+    # The panel's domains are loaded where it is served.
+    panel_router()
     own = {name: kind for name, kind in event_types().items() if kind.__module__.startswith("quazzar.")}
     table = "\n".join(f"| [`{name}`](#{name.replace('.', '')}) | {_summary(own[name])} |" for name in sorted(own))
     parts = [_HEAD, f"| type | |\n|---|---|\n{table}\n"]

@@ -8,15 +8,16 @@ import httpx
 import msgspec
 import pytest
 
-import quazzar.app  # noqa: F401 - loads every event
 from quazzar import __version__
 from quazzar.__main__ import main
+from quazzar.app import panel_router
 from quazzar.cli.events import page, schema_of
 from quazzar.core.records import event_types
 from tests.conftest import PASSWORD, RunningApp
 from tests.factories.accounts import headers_of, make_key, make_member, make_user
 
 PAGE = Path(__file__).parents[2] / "docs" / "events.md"
+panel_router()  # loads every event
 OWN = {name: kind for name, kind in event_types().items() if kind.__module__.startswith("quazzar.")}
 
 
