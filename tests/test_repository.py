@@ -104,8 +104,11 @@ REGISTRIES = [
         ("rubygems", "org"),
     )
 ]
+# Images have homes of their own: `node` is the user of many.
 MACHINE = re.compile(
-    "|".join(("/work" + "/(main|shared)", "/tmp" + "/(q/|bash_jobs)", r"/home/(?!quazzar)[a-z]+/", r"\.pyenv" + "/"))
+    "|".join(
+        ("/work" + "/(main|shared)", "/tmp" + "/(q/|bash_jobs)", r"/home/(?!quazzar|node)[a-z]+/", r"\.pyenv" + "/")
+    )
 )
 
 

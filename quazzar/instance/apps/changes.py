@@ -104,7 +104,7 @@ async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> AppPlan
     )
 
 
-async def rollback(apps: AppService, app_id: str) -> FullAppRow:
+async def roll_back(apps: AppService, app_id: str) -> FullAppRow:
     """Have the app go back to what it was before its last update or rollback: images, config and data together.
 
     What it is now is kept in the same way, so that a rollback can be taken back. Raises `NothingToRollBack`,

@@ -245,7 +245,7 @@ class AppController(Controller):
     )
     async def rollback_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
         """Images, config and data are those from before the last update; a rollback can be taken back by another."""
-        return full_answer(await changes.rollback(apps, app_id))
+        return full_answer(await changes.roll_back(apps, app_id))
 
     @get("/{app_id:str}/logs", guards=[requires("apps:read")], operation_id="GetAppLogs", summary="What an app says")
     async def get_app_logs(

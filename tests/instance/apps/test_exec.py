@@ -119,12 +119,14 @@ async def test_a_shell(app: RunningApp, admin: httpx.AsyncClient, port: int, mad
     assert printed + output == b"$ 30 100\nas text\n20 50\n"
     assert messages == [{"type": "exit", "exit_code": 3}]
     assert socket.close_code == 1000
-    records = [(action, kind, after) for action, kind, after in await audited(app, made["id"]) if "exec" in action]
-    start = {"exec_id": begun["exec_id"], "service": "web", "command": None, "tty": True}
-    assert records[-2] == ("app.exec_start", "user", start)
     end = await until_record(app, made["id"], begun["exec_id"])
+    start = {"exec_id": begun["exec_id"], "service": "web", "command": None, "tty": True}
+    assert ("app.exec_start", "user", start) in await audited(app, made["id"])
     assert (end["reason"], end["exit_code"], end["ended"]) == ("exited", 3, True)
-    assert (end["input_bytes"], end["output_bytes"]) == (31, len(printed + output))
+    assert (end["input_bytes"], end["output_bytes"]) == (
+        len(b"size\necho as text\nsize\nexit 3\n"),
+        len(printed + output),
+    )
 
 
 async def test_a_command_without_a_terminal(admin: httpx.AsyncClient, port: int, made: dict[str, Any]) -> None:

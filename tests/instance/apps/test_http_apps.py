@@ -95,7 +95,7 @@ async def test_install_to_uninstall(app: RunningApp, admin: httpx.AsyncClient) -
     }  # fmt: skip
     assert running["ports"] == [{"service": "web", "container_port": 80, "host_port": port, "protocol": "tcp"}]
     assert running["urls"] == [f"http://localhost:{port}"]
-    assert running["volumes"] == [{"name": "data"}, {"name": "db"}]
+    assert running["volumes"] == [{"name": "data", "size_bytes": None}, {"name": "db", "size_bytes": None}]
     assert [(one["name"], one["status"]) for one in running["services"]] == [("db", "running"), ("web", "running")]
     assert all(one["image_digest"].startswith("sha256:") for one in running["services"])
     assert running["resources"] == {"memory_bytes": 64 * 1024 * 1024, "cpus": 0.5, "pids": 99}
@@ -250,7 +250,7 @@ async def test_a_dry_run_makes_nothing(app: RunningApp, admin: httpx.AsyncClient
     plan = answer.json()
     assert plan["images"] == ["nginx:1.27", "postgres:17"]
     assert plan["services"] == ["db", "web"], "in the order of their start"
-    assert plan["volumes"] == [{"name": "data"}, {"name": "db"}]
+    assert plan["volumes"] == [{"name": "data", "size_bytes": None}, {"name": "db", "size_bytes": None}]
     assert plan["memory_limit_bytes"] == 2 * 2**27
     assert plan["refusals"] == {}
     assert SECRET not in answer.text
