@@ -62,6 +62,7 @@ _ERRORS: dict[int, tuple[str, type[AppError], dict[str, str]]] = {
     413: ("The body is too large", BodyTooLarge, {}),
     414: ("The path and query are too long", BadRequest, {}),
     422: ("The body was read but does not validate", Invalid, {"name": "Name is required"}),
+    426: ("It was not asked for a WebSocket", BadRequest, {}),
     429: ("Rate limit", RateLimited, {}),
     431: ("The headers are too large", BadRequest, {}),
     500: ("Our fault", AppError, {}),
@@ -117,7 +118,8 @@ def _endpoints(app: Litestar) -> Iterator[tuple[str, str, Endpoint, bool]]:
 
 def _complete(operation: dict[str, Any], endpoint: Endpoint, path: str, schemas: dict[str, Any]) -> None:
     guard = next((guard for guard in endpoint.resolve_guards() if isinstance(guard, Guard)), None)
-    statuses = {400, 414, 429, 431, 500, 503}
+    # A bad credential is refused everywhere, and what a body or a query names may not be there.
+    statuses = {400, 401, 404, 414, 429, 431, 500, 503}
     if guard is not None:
         statuses |= {401, 403}
         operation["security"] = [{"bearer": []}]
@@ -126,8 +128,6 @@ def _complete(operation: dict[str, Any], endpoint: Endpoint, path: str, schemas:
             operation["description"] = (operation.get("description") or "").rstrip() + f"\n\nScope: `{guard.scope}`."
     else:
         operation["security"] = []
-    if "{" in path:
-        statuses.add(404)
     if "GET" not in endpoint.http_methods:
         statuses |= {409, 413, 422}
     if "/auth/" in path or path.endswith(("/register", "/setup")):
@@ -135,6 +135,7 @@ def _complete(operation: dict[str, Any], endpoint: Endpoint, path: str, schemas:
     responses: dict[str, Any] = operation["responses"]
     for status in list(responses):
         if int(status) >= 400:
+            statuses.add(int(status))
             del responses[status]
     if "204" in responses:
         responses["204"].pop("content", None)
@@ -271,10 +272,13 @@ def _strict_bodies() -> set[str]:
 
 
 def _tidy(value: Any) -> None:
-    """Patterns are Python's in the code and ECMA's in the document: `\\Z` there is `$` here."""
+    """Kinds of numbers don't overlap; patterns are Python's in the code, ECMA's here: `\\Z` there is `$` here."""
     if isinstance(value, dict):
         if isinstance(value.get("pattern"), str):
             value["pattern"] = value["pattern"].replace("\\Z", "$")
+        if {"type": "number"} in value.get("oneOf", ()) and {"type": "integer"} in value["oneOf"]:
+            # A whole number would be both.
+            value["oneOf"].remove({"type": "integer"})
         for item in value.values():
             _tidy(item)
     elif isinstance(value, list):

@@ -18,8 +18,9 @@ PASSWORD = "no example has this one"
 EXAMPLES = int(os.environ.get("QUAZZAR_FUZZ_EXAMPLES") or ("2000" if os.environ.get("CI") else "60"))
 """Test cases per API in each phase, spread over its operations; CI and `make fuzz` ask for more."""
 
+CONFIG = Path(__file__).with_name("schemathesis.toml")
 # These may end the session that the run is logged in with, so they come last, on a login of their own.
-ENDING = ("Logout", "DeleteSession")
+ENDING = ("Logout", "DeleteSession", "SwitchTenant", "DeleteTenant")
 
 
 @pytest.mark.parametrize("realm", ["instance", "panel"])
@@ -40,7 +41,8 @@ def test_nothing_outside_the_document(realm: str, tmp_path: Path) -> None:
         secrets = [one.http.post(f"{prefix}/api/auth/login", json=login).json()["access_token"] for _ in range(2)]
         for which, token in zip(("--exclude-operation-id", "--include-operation-id"), secrets, strict=True):
             command = [
-                *(sys.executable, "-m", "schemathesis.cli", "run", f"{one.url}{prefix}/api/openapi.json"),
+                *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG)),
+                *("run", f"{one.url}{prefix}/api/openapi.json"),
                 *("--header", f"Authorization: Bearer {token}", "--mode", "all", "--checks", "all"),
                 # A body of the right shape may still name a template or an app that is not there.
                 *("--exclude-checks", "positive_data_acceptance"),

@@ -216,11 +216,6 @@ class AppController(Controller):
         operation_id="UpdateApp",
         summary="Update an app",
         status_code=200,
-        responses={
-            200: ResponseSpec(
-                AppOut, description="The app; with `dry_run=true` what would happen", generate_examples=False
-            )
-        },
     )
     async def update_app(
         self, apps: NamedDependency[AppService], app_id: AppId, data: JSONBody[AppUpdate], dry_run: Flag = False
