@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, and_, func, select, text
+from sqlalchemy import ColumnElement, Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.audit.schemas import AuditFilter
@@ -116,11 +116,3 @@ async def find_chains(session: AsyncSession) -> Sequence[str]:
     """All chains that have a head or a record."""
     heads = select(AuditHead.chain)
     return (await session.execute(heads.union(select(AuditRecord.chain)).order_by("chain"))).scalars().all()
-
-
-async def see_all(session: AsyncSession) -> None:
-    """Lift row-level security for the rest of the transaction: for what looks after all chains."""
-    await session.execute(_AS_WORKER)
-
-
-_AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")

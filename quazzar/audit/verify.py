@@ -6,7 +6,7 @@ from typing import Final
 
 from quazzar.audit import store
 from quazzar.audit.schemas import ChainCheckOut
-from quazzar.core.db import Database
+from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.records import GENESIS, link_hash
 
 _BATCH: Final = 500
@@ -20,12 +20,12 @@ _ADDED: Final = "The record is behind the head of the chain"
 async def verify_chain(database: Database, chain: str) -> ChainCheckOut:
     """Reads in batches, each in a short transaction, up to the head as it stands now; hashes beside the event loop."""
     async with database.begin() as session:
-        await store.see_all(session)
+        await see_all_tenants(session)
         head = await store.get_head(session, chain) or store.Head(0, GENESIS)
     number, last = 0, GENESIS
     while number < head.number:
         async with database.begin() as session:
-            await store.see_all(session)
+            await see_all_tenants(session)
             rows = await store.find_links(session, chain, after=number, to=head.number, limit=_BATCH)
         if not rows:
             return _bad(number, None, number + 1, _CUT)
@@ -35,7 +35,7 @@ async def verify_chain(database: Database, chain: str) -> ChainCheckOut:
     if last != head.hash:
         return _bad(number, None, number, _HEAD)
     async with database.begin() as session:
-        await store.see_all(session)
+        await see_all_tenants(session)
         beyond = await store.find_beyond_head(session, chain)
     if beyond is not None:
         return _bad(number, beyond.id, beyond.number, _ADDED)
@@ -45,7 +45,7 @@ async def verify_chain(database: Database, chain: str) -> ChainCheckOut:
 async def verify_all(database: Database) -> AsyncIterator[tuple[str, ChainCheckOut]]:
     """Every chain of the database with its check."""
     async with database.begin() as session:
-        await store.see_all(session)
+        await see_all_tenants(session)
         chains = await store.find_chains(session)
     for chain in chains:
         yield chain, await verify_chain(database, chain)

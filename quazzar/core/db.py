@@ -169,6 +169,14 @@ async def set_scope(session: AsyncSession, *, tenant: str | None = None, user: s
 _SCOPE = text("SELECT set_config('app.tenant', :tenant, true), set_config('app.user', :user, true)")
 
 
+async def see_all_tenants(session: AsyncSession) -> None:
+    """Lift row-level security for the rest of the transaction: for work of the process itself, never for a request."""
+    await session.execute(_AS_WORKER)
+
+
+_AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")
+
+
 def _plain_url(url: str) -> str:
     """The form that asyncpg itself reads."""
     parts = urlsplit(url)

@@ -15,7 +15,7 @@ import asyncpg
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from quazzar.core.db import Database, Listener
+from quazzar.core.db import Database, Listener, see_all_tenants
 from quazzar.events import store
 from quazzar.events.schemas import EventOut, Wanted
 from quazzar.events.store import Scope
@@ -90,7 +90,7 @@ class Feed:
         async with self._reading:
             if self._position is None:
                 async with self.database.begin() as session:
-                    await store.see_all(session)
+                    await see_all_tenants(session)
                     self._position = await store.last_position(session)
             follower = Follower(scope, wanted, self._position)
             self._followers.setdefault(_key(scope), set()).add(follower)
@@ -127,7 +127,7 @@ class Feed:
         async with self._reading:
             while self._followers and self._position is not None:
                 async with self.database.begin() as session:
-                    await store.see_all(session)
+                    await see_all_tenants(session)
                     rows = await store.find_any(session, after=self._position, limit=_BATCH)
                 for row in rows:
                     followers = self._followers.get((row.realm, row.tenant_id))

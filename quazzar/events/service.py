@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.core.db import Database
+from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.errors import BadRequest, Forbidden
 from quazzar.core.paging import MOST, Page
 from quazzar.core.records import Event
@@ -97,5 +97,5 @@ async def prune_events(database: Database) -> None:
     removed = _PRUNE_BATCH
     while removed == _PRUNE_BATCH:
         async with database.begin() as session:
-            await store.see_all(session)
+            await see_all_tenants(session)
             removed = await store.prune_events(session, days=RETENTION_DAYS, limit=_PRUNE_BATCH)

@@ -108,12 +108,6 @@ async def last_position(session: AsyncSession) -> int:
     return (await session.execute(select(func.coalesce(func.max(EventRow.position), 0)))).scalar_one()
 
 
-async def see_all(session: AsyncSession) -> None:
-    """Lift row-level security for the rest of the transaction: for what serves all tenants at once."""
-    await session.execute(_AS_WORKER)
-
-
-_AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")
 _ANY = select(EventRow.realm, EventRow.tenant_id, *_COLUMNS).order_by(EventRow.position)
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Realm
+from quazzar.core.db import see_all_tenants
 from quazzar.invitations.models import Invitation
 
 _KEPT: Final = timedelta(days=30)
@@ -92,9 +93,6 @@ async def accept_invitation(session: AsyncSession, place: Place, invitation_id: 
 
 async def prune_invitations(session: AsyncSession) -> None:
     """Forget those of all tenants that have been over for a month."""
-    await session.execute(_AS_WORKER)
+    await see_all_tenants(session)
     limit = func.now() - literal(_KEPT, Interval())
     await session.execute(delete(Invitation).where(Invitation.expires_at < limit))
-
-
-_AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")

@@ -2,6 +2,7 @@
 
 from sqlalchemy import CursorResult, text
 
+from quazzar.core.db import see_all_tenants
 from quazzar.core.idempotency import prune_idempotent
 from quazzar.core.jobs import JobRun, Resource, job, schedule
 from quazzar.events.service import prune_events
@@ -10,8 +11,6 @@ RETENTION_DAYS: Resource[int] = Resource("days that ended jobs are kept")
 DEFAULT_RETENTION_DAYS = 30
 _BATCH = 1_000
 
-# Tenants' rows are seen by nobody but their tenant and the workers.
-_AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")
 _PRUNE = text(
     "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE finished_at < now() - make_interval(days => :days) "
     "ORDER BY finished_at LIMIT :batch FOR UPDATE SKIP LOCKED)"
@@ -35,7 +34,7 @@ async def prune(run: JobRun) -> None:
         while removed == _BATCH:
             run.check_cancelled()
             async with run.database.begin() as session:
-                await session.execute(_AS_WORKER)
+                await see_all_tenants(session)
                 values = {"batch": _BATCH} | ({"days": days} if statement is _PRUNE else {})
                 result = await session.execute(statement, values)
                 assert isinstance(result, CursorResult)

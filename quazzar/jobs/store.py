@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, and_, func, select, text
+from sqlalchemy import ColumnElement, Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Principal, Realm
-from quazzar.core.db import Database
+from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.jobs.models import Job, JobLog
 from quazzar.core.paging import Page
 
@@ -90,10 +90,6 @@ async def find_lines(scope: Scope, session: AsyncSession, job_id: str, *, after:
 async def count_jobs(database: Database) -> dict[str, int]:
     """How many jobs of all tenants stand in each status."""
     async with database.begin() as session:
-        await session.execute(_AS_WORKER)
+        await see_all_tenants(session)
         rows = await session.execute(select(Job.status, func.count()).group_by(Job.status))
         return dict(rows.tuples().all())
-
-
-# Tenants' rows are seen by nobody but their tenant and the workers.
-_AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")

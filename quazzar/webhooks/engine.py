@@ -19,13 +19,13 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from quazzar.core.crypto import Keyring, SealBroken
-from quazzar.core.db import Database
+from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.errors import AppError
 from quazzar.core.jobs.line import LineClosed, WorkerLine
 from quazzar.core.logs import get_logger
 from quazzar.core.outbound import OutboundPolicy
 from quazzar.core.outbound_http import OutboundHttp
-from quazzar.webhooks import lanes, store
+from quazzar.webhooks import lanes
 from quazzar.webhooks.dispatcher import Dispatched, dispatch
 from quazzar.webhooks.lanes import CIRCUIT_FAILURES, GIVE_UP_DAYS, Due, Health, Load, Result
 from quazzar.webhooks.sending import Message, Outcome, delay_before, send
@@ -288,7 +288,7 @@ class Webhooks:
     async def _give_up(self, lane: _Lane, found: Load) -> None:
         assert lane.give_up is not None
         async with self._database.begin() as session:
-            await store.see_everything(session)
+            await see_all_tenants(session)
             scope = Scope(realm=found.realm, tenant_id=found.tenant_id)
             if await disable(session, lane.webhook_id, scope, lane.give_up):
                 log.warning("A webhook is disabled", webhook=lane.webhook_id, reason=lane.give_up)

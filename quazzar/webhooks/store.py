@@ -10,7 +10,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Principal, Realm
-from quazzar.core.db import Database
+from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.paging import Page
 from quazzar.core.records import EventRow
 from quazzar.webhooks.models import Webhook, WebhookDelivery, WebhookLane, WebhookSecret
@@ -143,20 +143,12 @@ async def find_live_secrets(session: AsyncSession, webhook_id: str) -> Sequence[
 
 async def find_sealed(session: AsyncSession) -> Sequence[Found]:
     """Every secret of every webhook of every tenant."""
-    await session.execute(_AS_WORKER)
+    await see_all_tenants(session)
     return (await session.execute(select(WebhookSecret.id, WebhookSecret.sealed).with_for_update())).all()
 
 
 async def replace_sealed(session: AsyncSession, secret_id: str, sealed: bytes) -> None:
     await session.execute(update(WebhookSecret).where(WebhookSecret.id == secret_id).values(sealed=sealed))
-
-
-_AS_WORKER = sql("SELECT set_config('app.worker', 'on', true)")
-
-
-async def see_everything(session: AsyncSession) -> None:
-    """For work of the process itself: row security lets this transaction see all tenants."""
-    await session.execute(_AS_WORKER)
 
 
 async def wake_lane(session: AsyncSession, webhook_id: str) -> None:
@@ -241,7 +233,7 @@ async def redeliver_since(session: AsyncSession, webhook_id: str, since: datetim
 
 async def prune_deliveries(session: AsyncSession, *, days: int, batch: int) -> int:
     """Forget up to `batch` deliveries of all tenants that were made more than `days` ago; gives how many."""
-    await see_everything(session)
+    await see_all_tenants(session)
     result = await session.execute(_PRUNE, {"days": days, "batch": batch})
     assert isinstance(result, CursorResult)
     return result.rowcount
@@ -256,6 +248,6 @@ _PRUNE = sql(
 async def count_waiting(database: Database) -> dict[str, int]:
     """How many deliveries of all tenants wait for their next attempt."""
     async with database.begin() as session:
-        await see_everything(session)
+        await see_all_tenants(session)
         waiting = select(func.count()).select_from(WebhookDelivery).where(WebhookDelivery.status == "pending")
         return {"pending": (await session.execute(waiting)).scalar_one()}

@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-_AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")
+from quazzar.core.db import see_all_tenants
+
 # A second process that looks at the same time passes those over that the first one holds.
 _SILENT = text(
     """
@@ -27,11 +28,11 @@ _FIRST_TENANT = text(
 
 async def silence(session: AsyncSession, seconds: float, reason: str) -> Sequence[Any]:
     """Set those offline that were not heard for `seconds`; gives id, tenant and name of each."""
-    await session.execute(_AS_WORKER)
+    await see_all_tenants(session)
     return (await session.execute(_SILENT, {"seconds": seconds, "reason": reason})).all()
 
 
 async def first_tenant(session: AsyncSession) -> str | None:
     """The tenant that was made first, None as long as there is none."""
-    await session.execute(_AS_WORKER)
+    await see_all_tenants(session)
     return (await session.execute(_FIRST_TENANT)).scalar_one_or_none()
