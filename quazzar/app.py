@@ -7,7 +7,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import psutil
@@ -166,6 +166,14 @@ def api_document(realm: Realm) -> dict[str, Any]:
     )
 
 
+class _Part(Protocol):
+    """Something that works for as long as the app does."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 class Application:
     """The app of one process. `asgi` is what the server calls; its lifespan starts and ends what works beside it."""
 
@@ -179,21 +187,22 @@ class Application:
         resources[KEYRING] = keyring
         resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
         resources[SETTINGS] = settings
-        resources[OUTBOUND] = outbound_policy(settings)
+        policy = outbound_policy(settings)
+        resources[OUTBOUND] = policy
         resources[DATA_DIR] = settings.server.data_dir
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
+        self._terminals: Terminals | None = None
+        on_engine: list[_Part] = []
         if self._runtime is not None:
             resources[RUNTIME] = self._runtime
-            self._reconciler = Reconciler(database, self._runtime)
-            self._collector = Collector(database, self._runtime)
-            self._disks = DiskMeter(database, self._runtime)
-        self._terminals: Terminals | None = None
-        if self._runtime is not None:
             limits = settings.runtime
+            self._reconciler = Reconciler(database, self._runtime)
             self._terminals = Terminals(
                 database, self._runtime, most=limits.terminals, idle_seconds=limits.terminal_idle_minutes * 60
             )
+            meters = (Collector(database, self._runtime), DiskMeter(database, self._runtime))
+            on_engine = [self._reconciler, *meters, self._terminals]
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
@@ -205,9 +214,11 @@ class Application:
             self.fleet = process.Fleet(settings, keyring, database)
             self.agents = listener.agent_app(self.fleet, self.limiter)
         self.panel_line = Line(database, settings.server.data_dir) if "instance" in modes else None
-        self.webhooks = Webhooks(
-            database, keyring, outbound_policy(settings), settings.webhooks.retry_schedule, identity=identity
-        )
+        self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
+        hub = self.fleet.hub if self.fleet is not None else None
+        on_line: list[_Part] = [part for part in (hub, self.panel_line) if part is not None]
+        # In the order of their start; they end in the opposite one.
+        self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine]
         self.litestar = Litestar(
             route_handlers=[
                 instance_router(prefix) if realm == "instance" else panel_router(prefix)
@@ -317,30 +328,10 @@ class Application:
             stack.push_async_callback(self.limiter.close)
             if self._runtime is not None:
                 stack.push_async_callback(self._runtime.close)
-            await self.accounts.start()
-            stack.push_async_callback(self.accounts.stop)
-            await self.feed.start()
-            stack.push_async_callback(self.feed.stop)
-            await self.worker.start()
-            stack.push_async_callback(self.worker.stop)
-            await self.webhooks.start()
-            stack.push_async_callback(self.webhooks.stop)
-            if self.fleet is not None:
-                await self.fleet.hub.start()
-                stack.push_async_callback(self.fleet.hub.stop)
-            if self.panel_line is not None:
-                await self.panel_line.start()
-                stack.push_async_callback(self.panel_line.stop)
-            if self._reconciler is not None:
-                await self._reconciler.start()
-                stack.push_async_callback(self._reconciler.stop)
-                await self._collector.start()
-                stack.push_async_callback(self._collector.stop)
-                await self._disks.start()
-                stack.push_async_callback(self._disks.stop)
-                assert self._terminals is not None
-                await self._terminals.start()
-                stack.push_async_callback(self._terminals.stop)
+            for part in self._parts:
+                await part.start()
+                stack.push_async_callback(part.stop)
+            if self._runtime is not None:
                 await self._announce_setup()
                 async with self.database.begin() as session:
                     publish(session, SystemStarted(version=__version__, mode=self.settings.server.mode))

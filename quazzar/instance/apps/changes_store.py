@@ -14,8 +14,18 @@ from quazzar.instance.apps.models import App, AppChange, AppPort, AppRevision, A
 Kind = Literal["patch", "update", "rollback"]
 Phase = Literal["asked", "pulling", "stopping", "saving", "starting", "reverting"]
 
-SHAPE = ("template", "version", "definition", "config", "secrets", "resources", "restart_policy", "images")
-"""The columns that say what an app is made from."""
+
+class Shape(msgspec.Struct, frozen=True):
+    """The columns that say what an app is made from."""
+
+    template: str | None
+    version: str | None
+    definition: dict[str, Any]
+    config: dict[str, Any]
+    secrets: bytes | None
+    resources: dict[str, Any]
+    restart_policy: str | None
+    images: dict[str, str]
 
 
 def new_snapshot() -> str:
@@ -24,8 +34,8 @@ def new_snapshot() -> str:
 
 
 def shape_of(app: Any) -> dict[str, Any]:
-    """The values of `SHAPE` of an app, a revision or a change."""
-    return {name: getattr(app, name) for name in SHAPE}
+    """What an app, a revision or a change is made from, by column."""
+    return {name: getattr(app, name) for name in Shape.__struct_fields__}
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -60,7 +70,7 @@ async def add_change(session: AsyncSession, values: dict[str, Any]) -> None:
     await session.execute(insert(AppChange).values(phase="asked", **values))
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(Shape, frozen=True):
     app_id: str
     kind: Kind
     phase: Phase
@@ -68,14 +78,6 @@ class Change(msgspec.Struct, frozen=True):
     snapshot: str | None
     revision: int | None
     reason: str | None
-    template: str | None
-    version: str | None
-    definition: dict[str, Any]
-    config: dict[str, Any]
-    secrets: bytes | None
-    resources: dict[str, Any]
-    restart_policy: str | None
-    images: dict[str, str]
 
 
 _CHANGE = tuple(getattr(AppChange, name) for name in Change.__struct_fields__)
@@ -94,17 +96,9 @@ async def end_change(session: AsyncSession, app_id: str) -> None:
     await session.execute(delete(AppChange).where(AppChange.app_id == app_id))
 
 
-class Revision(msgspec.Struct, frozen=True):
+class Revision(Shape, frozen=True):
     number: int
     snapshot: str
-    template: str | None
-    version: str | None
-    definition: dict[str, Any]
-    config: dict[str, Any]
-    secrets: bytes | None
-    resources: dict[str, Any]
-    restart_policy: str | None
-    images: dict[str, str]
 
 
 _REVISION = tuple(getattr(AppRevision, name) for name in Revision.__struct_fields__)

@@ -25,7 +25,7 @@ from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable, service_digest
 from quazzar.instance.apps.spec import AppSpec
-from quazzar.instance.apps.truth import Expected, Verdict, expected_services, ports_view, services_view, volumes_view
+from quazzar.instance.apps.truth import Expected, Verdict, expected_services, views_of
 from quazzar.instance.apps.work import KEYRING, RESTARTS_SECONDS, RUNTIME, SETTINGS, Work, operation, settled
 
 CHANGE_SECONDS = 3600.0
@@ -226,12 +226,9 @@ class _Changing:
         url = url_of(work.run.resources[SETTINGS])
         values: dict[str, Any] = changes_store.shape_of(self.target) | {
             "expected": msgspec.to_builtins(expected),
-            "services": services_view(state, expected),
-            "volumes": volumes_view(state),
             **shown_ports(template_of(self.target), spec, url),
+            **views_of(state, expected),
         }
-        if ports := ports_view(state):
-            values["ports"] = ports
         if change.kind == "update":
             values["update_available"] = False
         async with work.run.begin() as session:
@@ -297,9 +294,7 @@ class _Changing:
     async def _end_unchanged(self, reason: str | None, verdict: Verdict | None = None, *, failed: bool = False) -> None:
         work, app = self.work, self.work.app
         state = await work.patiently(lambda: work.runtime.get(app.id))
-        values: dict[str, Any] = {"services": services_view(state, work.expected), "volumes": volumes_view(state)}
-        if ports := ports_view(state):
-            values["ports"] = ports
+        values = views_of(state, work.expected)
         stands: AppStatus = "stopped" if self.change.stopped else "running"
         async with work.run.begin() as session:
             await store.move_app(
@@ -337,7 +332,7 @@ class _Changing:
         return revision.snapshot
 
     def _same_shape(self) -> bool:
-        names = [name for name in changes_store.SHAPE if name != "secrets"]
+        names = [name for name in changes_store.Shape.__struct_fields__ if name != "secrets"]
         return all(getattr(self.work.app, name) == getattr(self.target, name) for name in names)
 
 

@@ -5,7 +5,7 @@ import re
 import msgspec
 
 DOCKER_HUB = "docker.io"
-_HUB_NAMES = frozenset({DOCKER_HUB, "index.docker.io"})
+HUB_NAMES = frozenset({DOCKER_HUB, "index.docker.io"})
 
 _PART = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _IMAGE = re.compile(
@@ -39,7 +39,7 @@ class Image(msgspec.Struct, frozen=True):
             host, path = None, f"{host}/{path}"
         registry = (host or DOCKER_HUB).lower()
         return cls(
-            registry=DOCKER_HUB if registry in _HUB_NAMES else registry,
+            registry=DOCKER_HUB if registry in HUB_NAMES else registry,
             repository=f"{host}/{path}" if host else path,
             reference=found["digest"] or found["tag"] or "latest",
         )

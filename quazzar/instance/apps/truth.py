@@ -108,6 +108,12 @@ def _exit(service: ServiceState) -> str:
     return "" if service.exit_code is None else f" (exit code {service.exit_code})"
 
 
+def views_of(state: AppState | None, expected: Sequence[Expected]) -> dict[str, Any]:
+    """The columns that show what the engine has; without `ports` where it tells none, so that what was known stays."""
+    views = {"services": services_view(state, expected), "volumes": volumes_view(state)}
+    return views | ({"ports": ports} if (ports := ports_view(state)) else {})
+
+
 def services_view(state: AppState | None, expected: Sequence[Expected]) -> list[dict[str, Any]]:
     """The `services` of an answer: what the engine has, and the ones that it should have as `missing`."""
     found = {service.name: service for service in state.services} if state is not None else {}

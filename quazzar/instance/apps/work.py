@@ -40,7 +40,7 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeUnavailable,
 )
 from quazzar.instance.apps.spec import AppSpec
-from quazzar.instance.apps.truth import Expected, Verdict, judge, ports_view, services_view, volumes_view
+from quazzar.instance.apps.truth import Expected, Verdict, judge, services_view, views_of
 from quazzar.instance.registries.service import logins_for
 from quazzar.settings import Settings
 
@@ -139,13 +139,7 @@ class Work:
     async def finish(self, status: AppStatus, reason: str | None, *, installed: bool = False) -> None:
         """The end of the operation, with what the engine holds now."""
         state = await self.patiently(lambda: self.runtime.get(self.app.id))
-        values: dict[str, Any] = {
-            "services": services_view(state, self.expected),
-            "volumes": volumes_view(state),
-        }
-        if ports := ports_view(state):
-            values["ports"] = ports
-        await self.end(status, reason, installed=installed, **values)
+        await self.end(status, reason, installed=installed, **views_of(state, self.expected))
 
     async def end(self, status: AppStatus, reason: str | None, *, installed: bool = False, **values: Any) -> None:
         if installed and self.app.installed_at is None:

@@ -3,10 +3,9 @@
 import ipaddress
 import re
 
-from quazzar.instance.apps.images import DOCKER_HUB, Image
+from quazzar.instance.apps.images import HUB_NAMES, Image
 
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)\Z")
-_ALIASES = {"index.docker.io": DOCKER_HUB}
 _PORT = re.compile(r"(?<!:):([0-9]{1,5})\Z")
 
 
@@ -17,7 +16,7 @@ def registry_host(text: str) -> str:
         raise ValueError("must be the registry alone, such as registry.example.com:5000, without https:// and path")
     image = Image.parse(f"{host}/x")
     # Without a dot, a colon or the name localhost it would be a folder of docker.io.
-    if image is None or image.registry not in {host, _ALIASES.get(host)}:
+    if image is None or (image.registry != host and host not in HUB_NAMES):
         raise ValueError("must be a registry such as registry.example.com, registry.example.com:5000 or docker.io")
     port = _PORT.search(host)
     if port is not None and not 1 <= int(port[1]) <= 65535:
