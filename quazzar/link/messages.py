@@ -6,7 +6,7 @@ so that releases next to each other understand one another.
 
 import hashlib
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,8 @@ PROTOCOL: Final = 1
 """Grows when a side must know more than to skip what it does not know; neighbours talk to each other."""
 MOST_FRAME_BYTES: Final = 1024 * 1024
 MOST_APPS: Final = 500
+MOST_SAMPLES: Final = 500
+MOST_OUTPUT: Final = 64 * 1024
 
 CLOSE_REVOKED: Final = 4401
 """Close codes: the certificate counts no more; the message is not one; another socket took over; too far apart."""
@@ -29,6 +31,8 @@ Short = Annotated[str, Meta(max_length=200)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Bytes64 = Annotated[int, Meta(ge=0, le=2**53)]
 Values = Annotated[list[float | None], Meta(max_length=MOST_VALUES)]
+AppValues = Annotated[dict[Annotated[str, Meta(max_length=64)], Values], Meta(max_length=MOST_APPS)]
+OrderStatus = Literal["taken", "running", "completed", "failed", "cancelled", "expired", "refused"]
 
 
 class LinkProblem(ValueError):
@@ -71,6 +75,14 @@ class State(msgspec.Struct, kw_only=True):
         return hashlib.sha256(msgspec.msgpack.encode(self, order="deterministic")).hexdigest()
 
 
+class Sample(msgspec.Struct, array_like=True):
+    """What was measured at one moment: the host's values, and those of apps by their id."""
+
+    at: Moment
+    measured: Values
+    apps: AppValues = {}
+
+
 # --- from the instance ---------------------------------------------------------------------------------------------
 
 
@@ -89,13 +101,14 @@ class Hello(Message, tag="hello"):
 
 
 class Heartbeat(Message, tag="heartbeat"):
-    """A sign of life with what was measured just now, in the order of `quazzar.link.metrics`, and the state when the
-    panel does not know it yet.
+    """A sign of life with what was measured just now (of the host, and of each app by its id), in the order of
+    `quazzar.link.metrics`, and the state when the panel does not know it yet.
     """
 
     sent_at: Moment
     state_hash: Annotated[str, Meta(max_length=64)]
     measured: Values | None = None
+    app_measured: AppValues = {}
     state: State | None = None
 
 
@@ -107,6 +120,29 @@ class Renew(Message, tag="renew"):
 
 class Leave(Message, tag="leave"):
     """The instance leaves the fleet for good."""
+
+
+class Report(Message, tag="report"):
+    """How far an order has come, sent again until it is `Reported`. `sequence` grows with each report of an order; the
+    first final status stands. `refused` is an order that was not begun: its signature, its kind or its time.
+    """
+
+    order_id: Annotated[str, Meta(max_length=64)]
+    sequence: Annotated[int, Meta(ge=1, le=2**31)]
+    status: OrderStatus
+    at: Moment
+    progress: Annotated[int, Meta(ge=0, le=100)] | None = None
+    step: Short | None = None
+    output: Annotated[str, Meta(max_length=MOST_OUTPUT)] | None = None
+    error: Annotated[str, Meta(max_length=2000)] | None = None
+    error_code: Annotated[str, Meta(max_length=100)] | None = None
+
+
+class Samples(Message, tag="samples"):
+    """Measurements of the past, oldest first, kept while there was no line; the next are sent once these are `Kept`."""
+
+    batch: Annotated[int, Meta(ge=1, le=2**53)]
+    points: Annotated[list[Sample], Meta(max_length=MOST_SAMPLES)]
 
 
 # --- from the panel ------------------------------------------------------------------------------------------------
@@ -128,8 +164,36 @@ class Certificate(Message, tag="certificate"):
     certificate: str
 
 
-FromInstance = Hello | Heartbeat | Renew | Leave
-FromPanel = Welcome | Certificate
+class Order(Message, tag="order"):
+    """A command for this instance: `body` is an `OrderBody`, signed as `quazzar.link.orders` says. An instance that has
+    it already answers with its last report and does nothing else.
+    """
+
+    body: Annotated[bytes, Meta(max_length=256 * 1024)]
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class Cancel(Message, tag="cancel"):
+    """End an order if it has not ended: one that is not begun never begins."""
+
+    order_id: Annotated[str, Meta(max_length=64)]
+
+
+class Reported(Message, tag="reported"):
+    """A report is durable on the panel."""
+
+    order_id: Annotated[str, Meta(max_length=64)]
+    sequence: int
+
+
+class Kept(Message, tag="kept"):
+    """A batch of samples is durable on the panel."""
+
+    batch: int
+
+
+FromInstance = Hello | Heartbeat | Renew | Leave | Report | Samples
+FromPanel = Welcome | Certificate | Order | Cancel | Reported | Kept
 
 _encode = msgspec.msgpack.Encoder().encode
 _from_instance = msgspec.msgpack.Decoder(FromInstance)

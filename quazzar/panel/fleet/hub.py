@@ -35,6 +35,8 @@ from quazzar.link.messages import (
     Leave,
     LinkProblem,
     Renew,
+    Report,
+    Samples,
     Welcome,
     pack,
     unpack_from_instance,
@@ -230,6 +232,8 @@ class Hub:
                         reason = "It has left the panel"
                         await revoke(session, socket.identity.tenant_id, socket.identity.instance_id, row.name, reason)
                 raise Closed(1000, "Farewell")
+            case Report() | Samples():
+                pass
             case Hello():
                 raise Closed(CLOSE_REFUSED, "A greeting comes once")
             case None:
