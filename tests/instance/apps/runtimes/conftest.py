@@ -13,9 +13,10 @@ import pytest
 from quazzar.core.ids import new_id
 from quazzar.core.secret import Secret
 from quazzar.instance.apps.runtimes.base import AppState, RegistryLogin, Runtime, ServiceState, Stream
-from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
+from quazzar.instance.apps.runtimes.configs import DockerConfig, SwarmConfig
+from quazzar.instance.apps.runtimes.docker import DockerRuntime
 from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryRuntime
-from quazzar.instance.apps.runtimes.swarm import SwarmConfig, SwarmRuntime
+from quazzar.instance.apps.runtimes.swarm import SwarmRuntime
 from quazzar.instance.apps.spec import AppSpec, HealthSpec, ServiceSpec
 from tests.components import DockerEngine, Registry, docker_engine, registry
 
