@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types imports migrations openapi-check openapi events migrate doctor lock \
+.PHONY: help install run test test-all check lint types imports migrations openapi-check openapi events migrate doctor lock \
 	format bench fuzz torture clean
 
 help: ## list the targets
@@ -21,8 +21,11 @@ install: $(VENV)/.run ## make .venv with exactly what is pinned (PYTHON=… for 
 run: $(VENV)/.run ## serve both APIs on http://127.0.0.1:8080 with data in .data (DATA=…, ARGS='--port 9000 …')
 	@exec $(BIN)/python -m quazzar --data-dir $(DATA) $(ARGS)
 
-test: $(VENV)/.dev ## run the tests (ARGS='tests/core -k …', WORKERS=…)
+test: $(VENV)/.dev ## run the tests but the slow ones (ARGS='tests/core -k …', WORKERS=…)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+
+test-all: $(VENV)/.dev ## run the slow ones too, as CI does: campaigns, fuzz, swarm, faults of the engine
+	CI=true $(MAKE) test
 
 check: lint types imports migrations openapi-check ## everything that is judged without running the tests
 

@@ -314,7 +314,7 @@ async def swarm(swarm_engine: DockerEngine, swarm_registries: tuple[Registry, Re
     params=[
         "memory",
         pytest.param("docker", marks=pytest.mark.component("docker")),
-        pytest.param("swarm", marks=pytest.mark.component("docker")),
+        pytest.param("swarm", marks=(pytest.mark.component("docker"), pytest.mark.slow)),
     ],
 )
 def lab(request: pytest.FixtureRequest) -> Lab:
