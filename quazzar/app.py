@@ -62,6 +62,7 @@ from quazzar.instance.auth.service import ensure_setup_token
 from quazzar.instance.enrolment.line import Line
 from quazzar.instance.enrolment.routes import handlers as panel_link_handlers
 from quazzar.instance.enrolment.service import PanelLinkService, dial, is_linked_or_left
+from quazzar.instance.orders.jobs import TELL_STATE
 from quazzar.instance.registries.routes import RegistryController
 from quazzar.instance.system.jobs import DATA_DIR
 from quazzar.instance.template_sources.jobs import OUTBOUND
@@ -213,7 +214,9 @@ class Application:
 
             self.fleet = process.Fleet(settings, keyring, database)
             self.agents = listener.agent_app(self.fleet, self.limiter)
-        self.panel_line = Line(database, settings.server.data_dir) if "instance" in modes else None
+        self.panel_line = Line(database, settings.server.data_dir, keyring) if "instance" in modes else None
+        if self.panel_line is not None:
+            resources[TELL_STATE] = self.panel_line.tell_state
         self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
         hub = self.fleet.hub if self.fleet is not None else None
         on_line: list[_Part] = [part for part in (hub, self.panel_line) if part is not None]

@@ -9,6 +9,7 @@ import quazzar.core.records
 import quazzar.instance.apps.models
 import quazzar.instance.auth.models
 import quazzar.instance.enrolment.models
+import quazzar.instance.orders.models
 import quazzar.instance.registries.models
 import quazzar.instance.template_sources.models
 import quazzar.instance.templates.models

@@ -1,6 +1,6 @@
 """What a request does with jobs: make one, cancel one, try one again, each in the caller's own transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -109,7 +109,14 @@ async def enqueue(
         },
     )
     await deliver(session, job_id, kind.kind, delay_seconds=delay_seconds)
+    session.info.setdefault("enqueued", []).append(job_id)
     return job_id
+
+
+def enqueued(session: AsyncSession) -> Sequence[str]:
+    """The ids of the jobs that were made in the transaction of `session` so far, oldest first."""
+    made: Sequence[str] = session.info.get("enqueued", ())
+    return made
 
 
 # Both take the job before its delivery, as workers do: one order, so no deadlock.

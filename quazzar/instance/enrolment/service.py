@@ -14,6 +14,7 @@ from quazzar.instance.enrolment.errors import AlreadyLinked, NotLinked
 from quazzar.instance.enrolment.line import Line
 from quazzar.instance.enrolment.measuring import facts_of
 from quazzar.instance.enrolment.schemas import PanelLinkOut, PanelStatus
+from quazzar.instance.orders.service import forget_panel
 from quazzar.link.messages import Enrol, Enrolled
 from quazzar.link.tokens import RegistrationToken, TokenProblem, parse_token
 
@@ -77,6 +78,8 @@ class PanelLinkService:
                 certificate=enrolled.certificate,
                 signing_key=enrolled.signing_key,
             )
+        # Of a panel before, should anything be left.
+        await forget_panel(self._session)
         audit(self._session, "panel_link.create", subject=enrolled.instance_id, after={"panel_url": enrolled.panel_url})
         after_commit(self._session, self._line.changed)
         return await self.get()
@@ -99,10 +102,13 @@ class PanelLinkService:
         return PanelStatus(connected=self._line.connected, panel_url=link.panel_url, instance_id=link.instance_id)
 
     async def delete(self) -> None:
-        """Leave; the panel is told where there is a line to tell it on. Raises `NotLinked`."""
+        """Leave; the panel is told where there is a line to tell it on, and what it has ordered and is not begun never
+        begins. Raises `NotLinked`.
+        """
         link = await self._row()
         await self._line.say_farewell()
         await store.leave(self._session)
+        await forget_panel(self._session)
         audit(self._session, "panel_link.delete", subject=link.instance_id, before={"panel_url": link.panel_url})
         after_commit(self._session, self._line.changed)
 
