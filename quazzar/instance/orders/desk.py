@@ -56,6 +56,7 @@ class OrderDesk:
         self._wake = asyncio.Event()
         self._asked: set[str] = set()
         self._turned_away: dict[str, Report] = {}
+        self._has_warned = False
 
     async def take(self, message: Order) -> None:
         """Write an order down and have it begun, or refuse it; one that is known is answered with its last report."""
@@ -83,7 +84,9 @@ class OrderDesk:
 
     async def _turn_away(self, order_id: str) -> None:
         """Not written down: whoever can make up an order must not spoil the id of a real one."""
-        log.warning("An order was not signed by the panel", order_id=order_id)
+        if not self._has_warned:
+            log.warning("The line brings orders that the panel has not signed", order_id=order_id)
+            self._has_warned = True
         async with self._database.begin() as session:
             known = await OrderService(session, self._keyring).is_known(order_id)
         if not known and len(self._turned_away) < MOST_ON_THE_WAY:

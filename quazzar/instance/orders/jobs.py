@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,33 +27,39 @@ _BATCH: Final = 1_000
 _SCOPES: Final = frozenset({"apps:read", "apps:operate", "apps:deploy", "apps:write"})
 
 
+class _Overtaken(Exception):
+    """The order is not to be begun any more; what was done for it is rolled back."""
+
+
 # One at a time: two orders for the same app are begun in the order of their arrival.
 @job("orders.run", concurrency=1, timeout_seconds=60)
 async def run_order(run: JobRun, order_id: str) -> None:
     """What the order asks for, and that it is begun, are one transaction: killed before its commit nothing was done,
     killed after it the job that the order names does the work, and none is made again.
     """
-    try:
-        async with run.database.begin() as session:
-            await _begin(run, session, order_id)
-    except Unavailable:
-        raise
-    except AppError as refusal:
-        await _fail(run, order_id, refusal.code, sentence(refusal))
-    except SealBroken:
-        await _fail(run, order_id, "secret_lost", "The key that the order's arguments were sealed with is gone")
-
-
-async def _begin(run: JobRun, session: AsyncSession, order_id: str) -> None:
-    order = await store.lock_order(session, order_id)
+    async with run.database.begin() as session:
+        order = await store.get_order(session, order_id)
     if order is None or order.status != "taken":
         run.log("Nothing to do: the order is begun, or has ended")
         return
     assert order.begin_by is not None
     if datetime.now(UTC) >= order.begin_by:
-        await store.end_order(session, order_id, "expired", of="taken", error=LATE, error_code="expired")
-        record(session, order, outcome="refused", error_code="expired")
+        await _end(run, order, "expired", "expired", LATE)
         return
+    try:
+        async with run.database.begin() as session:
+            await _begin(run, session, order)
+    except _Overtaken:
+        run.log("Nothing to do: the order was cancelled")
+    except Unavailable:
+        raise
+    except AppError as refusal:
+        await _end(run, order, "failed", refusal.code, sentence(refusal))
+    except SealBroken:
+        await _end(run, order, "failed", "secret_lost", "The key that the order's arguments were sealed with is gone")
+
+
+async def _begin(run: JobRun, session: AsyncSession, order: store.Told) -> None:
     assert order.kind is not None
     assert order.sealed_args is not None
     assert order.user_id is not None
@@ -61,22 +67,19 @@ async def _begin(run: JobRun, session: AsyncSession, order_id: str) -> None:
     session.info["caller"] = caller_of(order.user_id)
     keyring = run.resources[KEYRING]
     apps = AppService(session, me, keyring=keyring, settings=run.resources[SETTINGS])
-    args = check_args(order.kind, open_args(keyring, order_id, order.sealed_args))
+    args = check_args(order.kind, open_args(keyring, order.order_id, order.sealed_args))
     await carry_out(Means(apps, run.resources[TELL_STATE]), order.kind, args)
     record(session, order, outcome="done")
-    for job_id in enqueued(session):
-        await store.begin_order(session, order_id, job_id)
-        return
-    await store.end_order(session, order_id, "completed", of="taken", progress=100)
+    # Only now the order's row is locked: its reports and its cancellation don't wait for locks of apps.
+    begun = [await store.begin_order(session, order.order_id, job_id) for job_id in enqueued(session)]
+    if not all(begun or [await store.end_order(session, order.order_id, "completed", of="taken", progress=100)]):
+        raise _Overtaken
 
 
-async def _fail(run: JobRun, order_id: str, code: str, text: str) -> None:
+async def _end(run: JobRun, order: store.Told, status: store.Ended, code: str, text: str) -> None:
     async with run.database.begin() as session:
-        order = await store.lock_order(session, order_id)
-        if order is not None and await store.end_order(
-            session, order_id, "failed", of="taken", error=text, error_code=code
-        ):
-            record(session, order, outcome="failed", error_code=code)
+        if await store.end_order(session, order.order_id, status, of="taken", error=text, error_code=code):
+            record(session, order, outcome="refused" if status == "expired" else "failed", error_code=code)
             run.log(text)
 
 
@@ -88,8 +91,8 @@ def caller_of(user_id: str | None) -> Caller:
     return Caller(kind="panel", id=user_id)
 
 
-def record(session: AsyncSession, order: Any, *, outcome: Outcome, **after: str) -> None:
-    """What became of an order, in the audit log of this server; `order` has at least what the log shows of it."""
+def record(session: AsyncSession, order: store.Told, *, outcome: Outcome, **after: str) -> None:
+    """What became of an order, in the audit log of this server."""
     shown = {"kind": order.kind, "command_id": order.command_id, "user": order.user_name}
     audit(
         session,

@@ -91,11 +91,12 @@ class OrderService:
             **described,
         )
         if fresh:
-            order = await store.lock_order(self.session, order_id)
+            order = await store.get_order(self.session, order_id)
+            assert order is not None
             record(self.session, order, outcome="refused", error_code=refusal.code)
 
     async def is_known(self, order_id: str) -> bool:
-        return await store.lock_order(self.session, order_id) is not None
+        return await store.get_order(self.session, order_id) is not None
 
     async def cancel(self, order_id: str) -> None:
         """Have an order not begin, or its work stop; the last report tells when that is so. One that never came is
@@ -187,7 +188,7 @@ class OrderService:
 async def cancel_pending(session: AsyncSession) -> None:
     """For a server that was revoked: what the panel has ordered and has not begun never begins."""
     for order in await store.find_open(session):
-        if not _is_at_work(order):
+        if _is_pending(order):
             await _give_up(session, order, _REVOKED)
 
 
@@ -196,15 +197,15 @@ async def forget_panel(session: AsyncSession) -> None:
     end, and nobody is told of either.
     """
     for order in await store.find_open(session):
-        if _is_at_work(order):
-            await store.end_order(session, order.order_id, "cancelled", of="running", error=_LEFT)
-        else:
+        if _is_pending(order):
             await _give_up(session, order, _LEFT)
+        else:
+            await store.end_order(session, order.order_id, "cancelled", of="running", error=_LEFT)
     await store.tell_nobody(session)
 
 
-def _is_at_work(order: Standing) -> bool:
-    return order.status == "running" and order.job_status == "running"
+def _is_pending(order: Standing) -> bool:
+    return order.status == "taken" or order.job_status == "queued"
 
 
 async def _give_up(session: AsyncSession, order: Standing, reason: str) -> None:

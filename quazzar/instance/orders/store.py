@@ -19,8 +19,8 @@ from quazzar.link.messages import OrderStatus
 Ended = Literal["completed", "failed", "cancelled", "expired", "refused"]
 
 
-class Held(msgspec.Struct, frozen=True):
-    """An order that the transaction has locked."""
+class Told(msgspec.Struct, frozen=True):
+    """What the panel has said."""
 
     order_id: str
     command_id: str | None
@@ -63,7 +63,7 @@ class Standing(msgspec.Struct, frozen=True):
     job_finished_at: datetime | None
 
 
-_HELD = tuple(getattr(PanelOrder, name) for name in Held.__struct_fields__)
+_TOLD = tuple(getattr(PanelOrder, name) for name in Told.__struct_fields__)
 _REPORT = tuple(getattr(PanelOrder, name) for name in Unreported.__struct_fields__)
 _STANDING = (
     PanelOrder.order_id,
@@ -91,9 +91,15 @@ async def set_job(session: AsyncSession, order_id: str, job_id: str) -> None:
     await session.execute(update(PanelOrder).where(PanelOrder.order_id == order_id).values(job_id=job_id))
 
 
-async def lock_order(session: AsyncSession, order_id: str) -> Held | None:
-    row = (await session.execute(select(*_HELD).where(PanelOrder.order_id == order_id).with_for_update())).one_or_none()
-    return Held(*row) if row is not None else None
+async def get_order(session: AsyncSession, order_id: str) -> Told | None:
+    row = (await session.execute(select(*_TOLD).where(PanelOrder.order_id == order_id))).one_or_none()
+    return Told(*row) if row is not None else None
+
+
+async def lock_order(session: AsyncSession, order_id: str) -> Told | None:
+    """As `get_order`, but nothing changes it for the rest of the transaction."""
+    row = (await session.execute(select(*_TOLD).where(PanelOrder.order_id == order_id).with_for_update())).one_or_none()
+    return Told(*row) if row is not None else None
 
 
 async def begin_order(session: AsyncSession, order_id: str, job_id: str) -> bool:
