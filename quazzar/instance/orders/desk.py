@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.instance.orders.clock import PanelClock
-from quazzar.instance.orders.service import OrderService, Panel, Refusal, is_id
+from quazzar.instance.orders.service import MOST_SEQUENCE, OrderService, Panel, Refusal, is_id
 from quazzar.link.messages import Cancel, LinkProblem, Order, Report, Reported
 from quazzar.link.orders import OrderBody, OrderForged, claimed_id, open_order
 
@@ -109,7 +109,7 @@ class OrderDesk:
         self._answer(message.order_id)
 
     async def acknowledge(self, message: Reported) -> None:
-        if not is_id(message.order_id):
+        if not is_id(message.order_id) or not 1 <= message.sequence <= MOST_SEQUENCE:
             return
         async with self._database.begin() as session:
             await OrderService(session, self._keyring).acknowledge(message.order_id, message.sequence)

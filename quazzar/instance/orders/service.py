@@ -24,6 +24,8 @@ from quazzar.link.commands import check_args
 from quazzar.link.messages import Report
 from quazzar.link.orders import OrderBody
 
+MOST_SEQUENCE: Final = 2**31 - 1
+
 _ID: Final = re.compile(r"[\x21-\x7e]{1,64}\Z")
 _LONGEST: Final = timedelta(days=366)
 _LOG_LINES: Final = 1_000
