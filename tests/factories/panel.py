@@ -20,6 +20,7 @@ from quazzar.link.messages import (
     PROTOCOL,
     Heartbeat,
     Hello,
+    Leave,
     Message,
     Order,
     Report,
@@ -182,6 +183,8 @@ class FakePanel:
                             await socket.send(pack(Reported(order_id=report.order_id, sequence=report.sequence)))
                     case Heartbeat() as heartbeat:
                         self.heartbeats.append(heartbeat)
+                    case Leave():
+                        await self.close(1000)
                     case _:
                         pass
 

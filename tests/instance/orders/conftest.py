@@ -43,7 +43,6 @@ async def nothing_begins(app: RunningApp, admin: httpx.AsyncClient, panel: FakeP
         first = await panel.order("app.stop", {"app": made["id"]})
         await panel.until(lambda: panel.of(first))
         yield
-    assert (await panel.end_of(first)).status == "completed"
 
 
 @pytest.fixture
