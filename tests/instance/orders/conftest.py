@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +21,14 @@ def line_of(app: RunningApp) -> Line:
     line = app.asgi.app.state.panel_line
     assert isinstance(line, Line)
     return line
+
+
+async def named(client: httpx.AsyncClient, name: str) -> dict[str, Any]:
+    """The one app of this name, as it stands in the list."""
+    found = [one for one in (await client.get("/api/apps?limit=200")).json() if one["name"] == name]
+    assert len(found) == 1, found
+    app: dict[str, Any] = found[0]
+    return app
 
 
 async def join(app: RunningApp, panel: FakePanel) -> None:

@@ -18,7 +18,7 @@ from quazzar.link.tokens import RegistrationToken
 from tests.conftest import RunningApp
 from tests.factories.apps import add_one, audited, engine_of, install, show, unique, until
 from tests.factories.panel import FakePanel
-from tests.instance.orders.conftest import join, line_of, nothing_begins
+from tests.instance.orders.conftest import join, line_of, named, nothing_begins
 
 
 async def status_of(app: RunningApp, order_id: str) -> Any:
@@ -68,7 +68,7 @@ async def test_work_that_runs_is_stopped_and_reported_when_it_has(
     await arrived.wait()
     await panel.send(Cancel(order_id=order_id))
     assert (await panel.end_of(order_id)).status == "cancelled"
-    (made,) = [one for one in (await admin.get("/api/apps?limit=200")).json() if one["name"] == name]
+    made = await named(admin, name)
     assert made["status"] == "failed"
     assert not [one for one in engine_of(app).containers if one.app_id == made["id"]]
 
@@ -137,7 +137,7 @@ async def test_leaving_empties_the_queue_and_what_runs_goes_on(
         answer = await admin.delete("/api/panel-link")
         assert answer.status_code == 204, answer.text
     go_on.set()
-    (installed,) = [one for one in (await admin.get("/api/apps?limit=200")).json() if one["name"] == name]
+    installed = await named(admin, name)
     await until(admin, installed["id"], "running")
     assert (await show(admin, made["id"]))["status"] == "running"
     for order_id in (running, waiting):

@@ -18,7 +18,7 @@ from quazzar.link.orders import OrderActor, sign_order
 from tests.conftest import RunningApp
 from tests.factories.apps import add_one, audited, engine_of, install, show, unique
 from tests.factories.panel import FakePanel
-from tests.instance.orders.conftest import join, nothing_begins
+from tests.instance.orders.conftest import join, named, nothing_begins
 
 
 async def rows(app: RunningApp) -> dict[str, Any]:
@@ -273,8 +273,7 @@ async def test_fifty_times_the_same_order_is_one(app: RunningApp, admin: httpx.A
     panel.reports.clear()
     await panel.send(order)
     assert (await panel.end_of(order_id)).status == "completed"
-    apps = (await admin.get("/api/apps?limit=200")).json()
-    assert len([one for one in apps if one["name"] == name]) == 1
+    assert (await named(admin, name))["status"] == "running"
     assert len(await audited(app, order_id)) == 1
     async with app.database.begin() as session:
         query = text("SELECT count(*) FROM jobs WHERE subject = :id")

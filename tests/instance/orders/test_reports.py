@@ -14,6 +14,7 @@ from quazzar.link.messages import MOST_OUTPUT, Report, Reported
 from tests.conftest import RunningApp
 from tests.factories.apps import add_one, begin_install, engine_of, install, show, unique, until
 from tests.factories.panel import FakePanel
+from tests.instance.orders.conftest import named
 
 
 async def ended_orders(app: RunningApp, count: int) -> list[str]:
@@ -46,7 +47,7 @@ async def test_a_result_comes_after_the_line_was_cut_between_run_and_result(
     await panel.stop()
     await panel.cut()
     go_on.set()
-    (made,) = [one for one in (await admin.get("/api/apps?limit=200")).json() if one["name"] == name]
+    made = await named(admin, name)
     await until(admin, made["id"], "running")
     await panel.start()
     assert (await panel.end_of(order_id, seconds=40)).status == "completed"
