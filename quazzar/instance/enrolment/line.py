@@ -171,8 +171,11 @@ class Line:
 
     async def _revoked(self) -> None:
         """What has been ordered and is not begun must not begin; what is done the panel may still want to know."""
-        async with self.database.begin() as session:
-            await cancel_pending(session)
+        try:
+            async with self.database.begin() as session:
+                await cancel_pending(session)
+        except Exception as error:  # noqa: BLE001 - the next time that the panel refuses the line it is tried again
+            log.warning("Orders that wait could not be cancelled yet", cause=type(error).__name__)
 
     def _desk(self, socket: ClientConnection, link: Any) -> OrderDesk:
         from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
@@ -215,7 +218,13 @@ class Line:
         async def send(message: Message) -> None:
             await socket.send(pack(message))
 
-        work = (self._listen(socket, desk), self._beat(socket, link, welcome, state), desk.report(send))
+        # A link that has changed ends the line of the former one, whatever its panel does.
+        work = (
+            self._listen(socket, desk),
+            self._beat(socket, link, welcome, state),
+            desk.report(send),
+            self._wake.wait(),
+        )
         tasks = [asyncio.create_task(each) for each in work]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

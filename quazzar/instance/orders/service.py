@@ -189,31 +189,28 @@ class OrderService:
 
 async def cancel_pending(session: AsyncSession) -> None:
     """For a server that was revoked: what the panel has ordered and has not begun never begins."""
-    for order in await store.find_open(session):
-        if _is_pending(order):
-            await _give_up(session, order, _REVOKED)
+    await _cancel_pending(session, _REVOKED)
 
 
 async def forget_panel(session: AsyncSession) -> None:
     """For a server that leaves its panel or joins another: what has not begun never begins, what runs goes on to its
     end, and nobody is told of either.
     """
+    await _cancel_pending(session, _LEFT)
     for order in await store.find_open(session):
-        if _is_pending(order):
-            await _give_up(session, order, _LEFT)
-        else:
-            await store.end_order(session, order.order_id, "cancelled", of="running", error=_LEFT)
+        await store.end_order(session, order.order_id, "cancelled", of=order.status, error=_LEFT)
     await store.tell_nobody(session)
 
 
-def _is_pending(order: Standing) -> bool:
-    return order.status == "taken" or order.job_status == "queued"
-
-
-async def _give_up(session: AsyncSession, order: Standing, reason: str) -> None:
-    await store.end_order(session, order.order_id, "cancelled", of=order.status, error=reason)
-    if order.job_id is not None:
-        await cancel(session, order.job_id)
+async def _cancel_pending(session: AsyncSession, reason: str) -> None:
+    for order in await store.find_open(session):
+        if order.status == "running" and order.job_status != "queued":
+            continue
+        await store.lock_order(session, order.order_id)
+        cancelled = order.job_id is not None and await cancel(session, order.job_id)
+        # The job of an uninstall can't be taken back, once it waits for its turn.
+        if cancelled or order.status == "taken":
+            await store.end_order(session, order.order_id, "cancelled", of=order.status, error=reason)
 
 
 async def reseal(session: AsyncSession, keyring: Keyring) -> int:

@@ -12,7 +12,7 @@ from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobRun, Resources
 from quazzar.instance.enrolment.service import Joined, PanelLinkService
 from quazzar.instance.orders.jobs import prune
-from quazzar.instance.orders.service import reseal
+from quazzar.instance.orders.service import cancel_pending, forget_panel, reseal
 from quazzar.link.messages import CLOSE_REVOKED, Cancel, Enrolled
 from quazzar.link.tokens import RegistrationToken
 from tests.conftest import RunningApp
@@ -251,3 +251,47 @@ async def test_a_new_master_key_opens_waiting_orders(
             assert await reseal(session, keyring) >= 1
             assert (await session.execute(query, {"id": waiting})).scalar_one() != before
     assert (await panel.end_of(waiting)).status == "completed"
+
+
+async def test_a_link_that_was_ended_ends_its_line_whatever_the_panel_does(app: RunningApp, panel: FakePanel) -> None:
+    async with app.database.begin() as session:
+        await session.execute(text("UPDATE panel_link SET left_at = now()"))
+    line = line_of(app)
+    line.changed()
+    await panel.until(lambda: not line.connected)
+
+
+async def test_a_database_that_is_away_when_the_panel_revokes_ends_nothing(
+    app: RunningApp, panel: FakePanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("quazzar.instance.enrolment.line.cancel_pending", away)
+    panel.refuses = 401
+    await panel.cut()
+    line = line_of(app)
+    await panel.until(lambda: line.error == "The panel does not know this server any more")
+    panel.refuses = None
+    line.changed()
+    await panel.until(lambda: line.connected)
+
+
+@pytest.mark.parametrize("cancellable", [True, False])
+async def test_a_job_that_waits_and_can_not_be_taken_back_keeps_its_order(cancellable: bool, app: RunningApp) -> None:
+    order_id, job_id = new_id("ord"), new_id("job")
+    values = {"order": order_id, "job": job_id, "cancellable": cancellable}
+    async with app.database.begin() as session:
+        job = "INSERT INTO jobs (id, realm, kind, status, max_attempts, cancellable, created_at) VALUES "
+        await session.execute(text(job + "(:job, 'instance', 'x.y', 'queued', 1, :cancellable, now())"), values)
+        order = "INSERT INTO panel_orders (order_id, status, job_id) VALUES (:order, 'running', :job)"
+        await session.execute(text(order), values)
+        await cancel_pending(session)
+    assert (await status_of(app, order_id)).status == ("cancelled" if cancellable else "running")
+    async with app.database.begin() as session:
+        await forget_panel(session)
+    row = await status_of(app, order_id)
+    assert (row.status, row.pending) == ("cancelled", False)
+    async with app.database.begin() as session:
+        await session.execute(text("DELETE FROM jobs WHERE id = :job"), values)
+        await session.execute(text("DELETE FROM panel_orders"))
