@@ -12,7 +12,7 @@ import pytest
 from quazzar.core.postgres import DatabaseUrls
 from quazzar.link.messages import Order
 from tests.factories.apps import unique
-from tests.factories.panel import FakePanel, fake_panel
+from tests.factories.fake_panel import FakePanel, fake_panel
 from tests.product.process import Product, product
 from tests.product.test_kill import ROUNDS
 

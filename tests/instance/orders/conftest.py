@@ -14,7 +14,7 @@ from quazzar.instance.enrolment import store
 from quazzar.instance.enrolment.line import Line
 from tests.conftest import RunningApp
 from tests.factories.apps import add_one, install
-from tests.factories.panel import FakePanel, fake_panel
+from tests.factories.fake_panel import FakePanel, fake_panel
 
 
 def line_of(app: RunningApp) -> Line:

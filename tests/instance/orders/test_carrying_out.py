@@ -23,7 +23,7 @@ from tests.factories.apps import (
     until,
     web_file,
 )
-from tests.factories.panel import USER, FakePanel
+from tests.factories.fake_panel import USER, FakePanel
 from tests.instance.orders.conftest import named
 
 

@@ -17,7 +17,7 @@ from quazzar.link.messages import CLOSE_REVOKED, Cancel, Enrolled
 from quazzar.link.tokens import RegistrationToken
 from tests.conftest import RunningApp
 from tests.factories.apps import add_one, audited, engine_of, install, show, unique, until
-from tests.factories.panel import FakePanel
+from tests.factories.fake_panel import FakePanel
 from tests.instance.orders.conftest import join, line_of, named, nothing_begins
 
 

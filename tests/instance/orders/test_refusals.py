@@ -17,7 +17,7 @@ from quazzar.link.messages import Cancel, Order, Report, Reported, pack
 from quazzar.link.orders import OrderActor, sign_order
 from tests.conftest import RunningApp
 from tests.factories.apps import add_one, audited, engine_of, install, show, unique
-from tests.factories.panel import FakePanel
+from tests.factories.fake_panel import FakePanel
 from tests.instance.orders.conftest import join, named, nothing_begins
 
 

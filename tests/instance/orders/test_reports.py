@@ -13,7 +13,7 @@ from quazzar.instance.orders.reports import output_of
 from quazzar.link.messages import MOST_OUTPUT, Report, Reported
 from tests.conftest import RunningApp
 from tests.factories.apps import add_one, begin_install, engine_of, install, show, unique, until
-from tests.factories.panel import FakePanel
+from tests.factories.fake_panel import FakePanel
 from tests.instance.orders.conftest import named
 
 
