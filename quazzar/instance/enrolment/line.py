@@ -218,12 +218,11 @@ class Line:
         async def send(message: Message) -> None:
             await socket.send(pack(message))
 
-        # A link that has changed ends the line of the former one, whatever its panel does.
         work = (
             self._listen(socket, desk),
             self._beat(socket, link, welcome, state),
             desk.report(send),
-            self._wake.wait(),
+            self._outlive(link),
         )
         tasks = [asyncio.create_task(each) for each in work]
         try:
@@ -235,6 +234,18 @@ class Line:
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+    async def _outlive(self, link: Any) -> None:
+        """Returns once this server has left the panel of `link`, or has joined anew: whatever that panel does, its line
+        is over.
+        """
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            now = await self._link()
+            if now is None or now.linked_at != link.linked_at:
+                self._wake.set()
+                return
 
     async def _listen(self, socket: ClientConnection, desk: OrderDesk) -> None:
         while True:

@@ -48,6 +48,9 @@ class Refusal(msgspec.Struct, frozen=True):
     text: str
 
 
+_FOREIGN: Final = Refusal("refused", "not_addressed", "The order is for another server")
+
+
 def is_id(text: str) -> bool:
     """Whether an order, command or user may be called so: what else comes is not written down."""
     return _ID.match(text) is not None
@@ -66,7 +69,9 @@ class OrderService:
         """
         args = self._judge(panel, body, now)
         if isinstance(args, Refusal):
-            await self.refuse(body.order_id, args, **_described(body))
+            # Of another server's order the panel hears when it comes, and not again on each line: it may not like it.
+            told = {"acknowledged": 1} if args is _FOREIGN else {}
+            await self.refuse(body.order_id, args, **_described(body), **told)
             return
         fresh = await store.add_order(
             self.session,
@@ -176,7 +181,7 @@ class OrderService:
     def _judge(self, panel: Panel, body: OrderBody, now: datetime) -> In | Refusal:
         """The checked arguments, or why the order is not taken."""
         if (body.instance_id, body.tenant_id) != (panel.instance_id, panel.tenant_id):
-            return Refusal("refused", "not_addressed", "The order is for another server")
+            return _FOREIGN
         if body.kind not in CARRIED_OUT:
             return Refusal("refused", "kind_unsupported", "This server does not know this kind of order")
         if _left(body, now) <= timedelta():

@@ -83,8 +83,16 @@ async def test_an_order_that_is_not_one(
     assert [(action, kind) for action, kind, _ in await audited(app, order_id)] == [("panel_order.run", "panel")]
 
 
-def ago(**time: float) -> datetime:
-    return datetime.now(UTC) - timedelta(**time)
+async def test_another_server_s_order_is_answered_when_it_comes_and_not_on_every_line(panel: FakePanel) -> None:
+    panel.acknowledges = False
+    order_id = await panel.order("instance.refresh", {}, instance_id=new_id("inst"))
+    own = await panel.order("backup.run", {})
+    assert (await panel.end_of(order_id)).error_code == "not_addressed"
+    await panel.end_of(own)
+    panel.reports.clear()
+    await panel.cut()
+    await panel.end_of(own)
+    assert panel.of(order_id) == []
 
 
 @pytest.mark.parametrize(
