@@ -80,6 +80,7 @@ from quazzar.webhooks.store import count_waiting
 
 if TYPE_CHECKING:
     from quazzar.health.metrics import Metrics
+    from quazzar.panel.commands.delivery import Delivery
     from quazzar.panel.fleet.process import Fleet
 
 log = structlog.get_logger(__name__)
@@ -120,7 +121,9 @@ def instance_router(prefix: str = "") -> Router:
 
 def panel_router(prefix: str = "") -> Router:
     """The Control Panel API; its modules are loaded where it is served, so that a mere instance stays small."""
+    import quazzar.panel.commands.jobs  # noqa: F401, PLC0415 - declaring a job is what schedules it
     from quazzar.panel.accounts.routes import handlers as panel_account_handlers  # noqa: PLC0415
+    from quazzar.panel.commands.routes import handlers as command_handlers  # noqa: PLC0415
     from quazzar.panel.fleet.routes import handlers as fleet_handlers  # noqa: PLC0415
     from quazzar.panel.members.routes import handlers as member_handlers  # noqa: PLC0415
     from quazzar.panel.roles.routes import handlers as role_handlers  # noqa: PLC0415
@@ -137,6 +140,7 @@ def panel_router(prefix: str = "") -> Router:
             *member_handlers,
             *role_handlers,
             *fleet_handlers,
+            *command_handlers,
             *job_handlers,
             *event_handlers,
             *audit_handlers,
@@ -209,17 +213,20 @@ class Application:
         self.feed = Feed(database)
         self.fleet: Fleet | None = None
         self.agents: App | None = None
+        self.commands: Delivery | None = None
         if "panel" in modes:
+            from quazzar.panel.commands import delivery  # noqa: PLC0415
             from quazzar.panel.fleet import listener, process  # noqa: PLC0415
 
             self.fleet = process.Fleet(settings, keyring, database)
+            self.commands = self.fleet.hub.work = delivery.Delivery(self.fleet)
             self.agents = listener.agent_app(self.fleet, self.limiter)
         self.panel_line = Line(database, settings.server.data_dir, keyring) if "instance" in modes else None
         if self.panel_line is not None:
             resources[TELL_STATE] = self.panel_line.tell_state
         self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
         hub = self.fleet.hub if self.fleet is not None else None
-        on_line: list[_Part] = [part for part in (hub, self.panel_line) if part is not None]
+        on_line: list[_Part] = [part for part in (self.commands, hub, self.panel_line) if part is not None]
         # In the order of their start; they end in the opposite one.
         self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine]
         self.litestar = Litestar(
@@ -247,6 +254,7 @@ class Application:
                     "worker": self.worker,
                     "feed": self.feed,
                     "fleet": self.fleet,
+                    "commands": self.commands,
                     "panel_line": self.panel_line,
                     "webhooks": self.webhooks,
                     "authenticator": self.accounts.authenticator,

@@ -14,6 +14,7 @@ import quazzar.instance.registries.models
 import quazzar.instance.template_sources.models
 import quazzar.instance.templates.models
 import quazzar.invitations.models
+import quazzar.panel.commands.models
 import quazzar.panel.fleet.models
 import quazzar.panel.tenants.models
 import quazzar.webhooks.models

@@ -7,9 +7,9 @@ one, and looks at all of its own anew when that line had a gap.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -67,12 +67,13 @@ class Closed(Exception):
 
 
 class Socket:
-    """One open line to one instance."""
+    """One open line to one instance, which expects nothing before it is `welcomed`."""
 
     def __init__(self, identity: Identity, send: Callable[[Message], Awaitable[None]]) -> None:
         self.identity = identity
         self.connection = secrets.token_hex(8)
         self.skew_seconds = 0.0
+        self.welcomed = False
         self._send = send
         self.ending: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
 
@@ -85,8 +86,26 @@ class Socket:
         await self._send({"type": "websocket.send", "bytes": pack(message)})
 
 
+class Work(Protocol):
+    """What instances are told to do and tell of. It is given to the hub, since the fleet knows no commands."""
+
+    def told(self, instance_ids: Iterable[str]) -> None:
+        """There may be something for these instances, some of whose sockets are here."""
+
+    def greeted(self, instance_id: str) -> None:
+        """Its line is open: from now on it can be sent to."""
+
+    def gap(self) -> None:
+        """What other processes said may have been missed."""
+
+    async def reported(self, socket: Socket, report: Report) -> None:
+        """Keep a report, and answer it. Raises `Closed` to end the line."""
+
+
 class Hub:
     """One per panel process."""
+
+    work: Work | None = None
 
     def __init__(self, database: Database, heartbeat_seconds: float, panel_url: Callable[[], str]) -> None:
         self.database = database
@@ -110,6 +129,11 @@ class Hub:
     def connected(self) -> int:
         return len(self._sockets)
 
+    @property
+    def sockets(self) -> Mapping[str, Socket]:
+        """The lines of this process, by the ids of their instances."""
+        return self._sockets
+
     def _go(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -119,6 +143,10 @@ class Hub:
 
     def _told(self, payload: str) -> None:
         verb, _, rest = payload.partition(":")
+        if verb == "work":
+            if self.work is not None:
+                self.work.told(rest.split(","))
+            return
         instance_id, _, connection = rest.partition(":")
         socket = self._sockets.get(instance_id)
         if socket is None:
@@ -131,6 +159,8 @@ class Hub:
     def _gap(self) -> None:
         if self._sockets:
             self._go(self._check_all())
+        if self.work is not None:
+            self.work.gap()
 
     async def _check_all(self) -> None:
         for socket in list(self._sockets.values()):
@@ -212,6 +242,9 @@ class Hub:
                 want_state=row.state_hash != message.state_hash,
             )
         )
+        socket.welcomed = True
+        if self.work is not None:
+            self.work.greeted(identity.instance_id)
 
     async def _checked(self, identity: Identity) -> Any:
         try:
@@ -232,7 +265,10 @@ class Hub:
                         reason = "It has left the panel"
                         await revoke(session, socket.identity.tenant_id, socket.identity.instance_id, row.name, reason)
                 raise Closed(1000, "Farewell")
-            case Report() | Samples():
+            case Report():
+                if self.work is not None:
+                    await self.work.reported(socket, message)
+            case Samples():
                 pass
             case Hello():
                 raise Closed(CLOSE_REFUSED, "A greeting comes once")

@@ -1,7 +1,7 @@
 """The rules of tokens, groups and instances, as their tenant's members use them."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -272,6 +272,18 @@ class FleetService:
         return summed(rows, datetime.now(UTC))
 
 
+when_over: Final[list[Callable[[AsyncSession, str, str], Awaitable[None]]]] = []
+"""What ends with an instance's membership, in the same transaction: called with its tenant and its id. Domains that
+keep something for instances add themselves, also for a machine that joins anew.
+"""
+
+
+async def end_membership(session: AsyncSession, tenant_id: str, instance_id: str) -> None:
+    """Empty whatever is kept for an instance as it was."""
+    for end in when_over:
+        await end(session, tenant_id, instance_id)
+
+
 async def revoke(session: AsyncSession, tenant_id: str, instance_id: str, name: str, reason: str) -> None:
     """End an instance's membership: whichever process holds its socket hears of it with the commit."""
     now = datetime.now(UTC)
@@ -286,6 +298,7 @@ async def revoke(session: AsyncSession, tenant_id: str, instance_id: str, name: 
         health_score=0,
         checks=[],
     )
+    await end_membership(session, tenant_id, instance_id)
     audit(session, "instance.revoke", subject=instance_id, before={"name": name})
     publish(
         session,
