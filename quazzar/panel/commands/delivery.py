@@ -184,7 +184,7 @@ class Delivery:
 
     async def _write(self, waiting: Sequence["_Waiting"]) -> None:
         try:
-            foreign = await self._apply(waiting)
+            own = await self.apply([(one.socket, one.report) for one in waiting])
         except _AWAY:
             self._reports[:0] = waiting
             self._reported.set()
@@ -198,25 +198,29 @@ class Delivery:
             log.error("A report can't be written", instance_id=waiting[0].socket.identity.instance_id, exc_info=error)
             waiting[0].end(Closed(CLOSE_MALFORMED, "The report can't be written"))
         else:
-            for one in waiting:
-                one.end(own=one not in foreign)
+            for one, is_own in zip(waiting, own, strict=True):
+                one.end(is_own)
 
-    async def _apply(self, waiting: Sequence["_Waiting"]) -> list["_Waiting"]:
-        """Write reports down and carry their rollouts on; gives those that are about orders of others."""
+    async def apply(self, reports: Sequence[tuple[Socket, Report]]) -> list[bool]:
+        """Write reports down, at most one about each order, and carry their rollouts on. Gives of each whether it was
+        the instance's own; one about an order that is not known any more is nobody's, and counts as such.
+        """
         async with self._all_tenants() as session:
-            found = await upkeep.find_orders(session, {one.report.order_id for one in waiting})
+            found = await upkeep.find_orders(session, {report.order_id for _, report in reports})
             orders = {row.order_id: row for row in found}
-            foreign = [one for one in waiting if not _is_own(one.socket, orders.get(one.report.order_id))]
-            # Of one that is not known any more nothing is to be kept; its instance has to hear that it can rest.
-            own = [one for one in waiting if one.report.order_id in orders and one not in foreign]
-            commands = {orders[one.report.order_id].command_id: orders[one.report.order_id].tenant_id for one in own}
-            await upkeep.lock_commands(session, commands)
-            news = await upkeep.apply_words(session, [_word(one.socket, one.report) for one in own])
-            await upkeep.mark_heard(session, [name for one in own if (name := one.report.order_id) not in news])
-            touched = {orders[order_id].command_id for order_id in news}
-            for command_id in sorted(touched):
-                await advance(session, commands[command_id], command_id)
-        return foreign
+            own = [_is_own(socket, orders.get(report.order_id)) for socket, report in reports]
+            words = [
+                _word(socket, report)
+                for (socket, report), is_own in zip(reports, own, strict=True)
+                if is_own and report.order_id in orders
+            ]
+            tenants = {orders[word.order_id].command_id: orders[word.order_id].tenant_id for word in words}
+            await upkeep.lock_commands(session, tenants)
+            news = await upkeep.apply_words(session, words)
+            await upkeep.mark_heard(session, [word.order_id for word in words if word.order_id not in news])
+            for command_id in sorted({orders[order_id].command_id for order_id in news}):
+                await advance(session, tenants[command_id], command_id)
+        return own
 
     # --- time ----------------------------------------------------------------------------------------------------
 
@@ -251,14 +255,14 @@ class _Waiting:
         self.report = report
         self.done = done
 
-    def end(self, problem: Closed | None = None, *, own: bool = True) -> None:
+    def end(self, result: bool | Closed) -> None:
+        """Nothing for a line that was given up meanwhile."""
         if self.done.done():
-            # The line was given up meanwhile.
             return
-        if problem is not None:
-            self.done.set_exception(problem)
+        if isinstance(result, Closed):
+            self.done.set_exception(result)
         else:
-            self.done.set_result(own)
+            self.done.set_result(result)
 
 
 def _is_own(socket: Socket, order: Any) -> bool:

@@ -213,30 +213,23 @@ def shown_status(status: str) -> UnitStatus:
 
 
 def batches_of(canary: int, rows: Iterable[Any]) -> list[BatchOut]:
-    """Reports from rows of `batch, status, count, begun, started_at, finished_at`."""
-    found: dict[int, BatchOut] = {}
+    """Reports from rows of `batch, status, count, started_at, finished_at`, one for each batch and status."""
+    found: dict[int, list[Any]] = {}
     for row in rows:
-        batch = found.get(row.batch)
-        if batch is None:
-            first = canary > 0 and row.batch == 1
-            batch = found[row.batch] = BatchOut(row.batch, first, "ended", UnitCounts(), None, None)
+        found.setdefault(row.batch, []).append(row)
+    return [_batch(number, canary > 0 and number == 1, found[number]) for number in sorted(found)]
+
+
+def _batch(number: int, canary: bool, rows: Sequence[Any]) -> BatchOut:
+    units = UnitCounts()
+    for row in rows:
         name = shown_status(row.status)
-        setattr(batch.units, name, getattr(batch.units, name) + row.count)
-        batch.started_at = _earlier(batch.started_at, row.started_at)
-        if row.status not in OVER:
-            batch.status = "running" if row.begun or batch.status == "running" else "pending"
-        elif row.finished_at is not None:
-            batch.finished_at = max(batch.finished_at or row.finished_at, row.finished_at)
-    for batch in found.values():
-        if batch.status != "ended":
-            batch.finished_at = None
-            if batch.started_at is not None:
-                batch.status = "running"
-    return [found[number] for number in sorted(found)]
-
-
-def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
-    return min((moment for moment in (one, other) if moment is not None), default=None)
+        setattr(units, name, getattr(units, name) + row.count)
+    started_at = min((row.started_at for row in rows if row.started_at is not None), default=None)
+    finished_at = max((row.finished_at for row in rows if row.finished_at is not None), default=None)
+    if all(row.status in OVER for row in rows):
+        return BatchOut(number, canary, "ended", units, started_at, finished_at)
+    return BatchOut(number, canary, "pending" if started_at is None else "running", units, started_at, None)
 
 
 def summed(counts: Iterable[UnitCounts]) -> UnitCounts:
