@@ -57,11 +57,11 @@ def owner(one: Product) -> dict[str, str]:
 class Machine:
     """Another server that joins, as a bare client."""
 
-    def __init__(self, folder: Path, one: Product, owner: dict[str, str]) -> None:
+    def __init__(self, folder: Path, one: Product, owner: dict[str, str], *, path: str = "/panel/api") -> None:
         folder.mkdir()
         self.folder = folder
         self.key = own_key(folder)
-        answer = one.http.post("/panel/api/fleet/tokens", json={"name": "x"}, headers=owner)
+        answer = one.http.post(f"{path}/fleet/tokens", json={"name": "x"}, headers=owner)
         assert answer.status_code == 201, answer.text
         self.text: str = answer.json()["token"]
         self.token: RegistrationToken = parse_token(self.text)

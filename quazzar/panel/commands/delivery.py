@@ -6,6 +6,7 @@ which of them takes a step by the lock of the command's row; what one of them ha
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, assert_never
@@ -36,6 +37,7 @@ _TICK_SECONDS: Final = 1.0
 _SEND_SECONDS: Final = 20.0
 _AT_ONCE: Final = 500
 _TRY_AGAIN_LATER: Final = 1013
+_ORDER_ID: Final = re.compile(r"ord_[a-z2-7]{26}\Z")
 _AWAY: Final = (OSError, TimeoutError, exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 """What a database that is away for a moment looks like."""
 
@@ -206,7 +208,8 @@ class Delivery:
         the instance's own; one about an order that is not known any more is nobody's, and counts as such.
         """
         async with self._all_tenants() as session:
-            found = await upkeep.find_orders(session, {report.order_id for _, report in reports})
+            ids = {report.order_id for _, report in reports if _ORDER_ID.match(report.order_id)}
+            found = await upkeep.find_orders(session, ids)
             orders = {row.order_id: row for row in found}
             own = [_is_own(socket, orders.get(report.order_id)) for socket, report in reports]
             words = [

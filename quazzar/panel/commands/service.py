@@ -226,10 +226,7 @@ class CommandService:
             raise CommandNotPaused
         waits = command.scheduled_at is not None and command.scheduled_at > command.now
         started = {} if waits else {"started_at": command.started_at or command.now}
-        changed = await self._change(command, "command.resume", status="pending" if waits else "running", **started)
-        # What had left before the pause and was not answered may not have come.
-        await announce_work(self._session, await store.find_under_way(self._session, self._tenant, command_id))
-        return changed
+        return await self._change(command, "command.resume", status="pending" if waits else "running", **started)
 
     async def cancel(self, command_id: str) -> CommandOut:
         """Begin nothing more, and have what is under way stop; the command ends once all of it has. One that is being

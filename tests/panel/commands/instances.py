@@ -150,8 +150,15 @@ class FakeInstance:
         self._authority = await process.fleet.authority()
         self._to_panel = asyncio.Queue()
         self.welcomed, self.closed = False, None
+        line = self._to_panel
+
+        async def said(event: Message) -> None:
+            # What becomes of a former line does not matter.
+            if line is self._to_panel:
+                self._said(event)
+
         self._line = asyncio.create_task(
-            process.hub.hold(self.identity, self._authority, self._to_panel.get, self._said, "203.0.113.7")
+            process.hub.hold(self.identity, self._authority, line.get, said, "203.0.113.7")
         )
         hello = Hello(
             instance_id=self.id, protocol=PROTOCOL, version="0.1.0", sent_at=datetime.now(UTC) + skew, state_hash=""
@@ -168,7 +175,7 @@ class FakeInstance:
         self._to_panel.put_nowait({"type": "websocket.disconnect", "code": 1006})
         await self._line
 
-    async def _said(self, event: Message) -> None:
+    def _said(self, event: Message) -> None:
         if event["type"] == "websocket.close":
             self.closed = event["code"]
             return

@@ -169,11 +169,11 @@ def happen(world: World, what: str, unit: Unit, *, health: bool) -> None:
         case "offline" if unit.online:
             unit.online = False
             gone: dict[str, Condition] = {"present": "absent", "called": "lapsed", "settling": "worse"}
-            unit.condition = gone.get(unit.condition, unit.condition)  # type: ignore[assignment]
+            unit.condition = gone.get(unit.condition, unit.condition)
         case "online" if not unit.online:
             unit.online = True
             back: dict[str, Condition] = {"absent": "present", "lapsed": "called"}
-            unit.condition = back.get(unit.condition, unit.condition)  # type: ignore[assignment]
+            unit.condition = back.get(unit.condition, unit.condition)
         case "revoke" if unit.condition not in OVER:
             unit.condition = "revoked"
         case "clock":

@@ -1,5 +1,6 @@
 """Rollouts step by step on the database: each step is made by calling it, and time is what the rows say."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.records import Caller
 from quazzar.link.messages import Report
-from quazzar.panel.commands import upkeep
+from quazzar.panel.commands import engine, upkeep
 from quazzar.panel.commands.delivery import Delivery
 from quazzar.panel.commands.schemas import CommandCreate, CommandOut, Strategy, Targets, UnitOut
 from quazzar.panel.commands.service import CommandService
@@ -518,8 +519,6 @@ async def test_times_are_by_the_panels_clock(rollout: Rollout) -> None:
 
 
 async def test_two_panels_that_look_at_once_begin_nothing_twice(rollout: Rollout, keyring: Keyring) -> None:
-    import asyncio  # noqa: PLC0415
-
     await rollout.begin(20, batch_size=3)
     seen: list[int] = []
     while (await rollout.now()).status == "running":
@@ -557,16 +556,13 @@ async def test_a_command_that_can_not_be_looked_at_holds_up_no_other(
         "UPDATE fleet_commands SET scheduled_at = now(), step_at = now() - interval '1 day' WHERE id = :id",
         id=rollout.id,
     )
-    from quazzar.panel.commands import delivery  # noqa: PLC0415
-
-    real = delivery.advance
     met: list[str] = []
 
     async def advance(session: Any, tenant_id: str, command_id: str) -> None:
         met.append(command_id)
         if command_id == "cmd_bad":
             raise RuntimeError("no")
-        await real(session, tenant_id, command_id)
+        await engine.advance(session, tenant_id, command_id)
 
     async def due(*_: Any) -> Any:
         class Row:
@@ -580,9 +576,9 @@ async def test_a_command_that_can_not_be_looked_at_holds_up_no_other(
     async def claim(*_: Any) -> bool:
         return True
 
-    monkeypatch.setattr(delivery, "advance", advance)
-    monkeypatch.setattr(delivery.upkeep, "find_due", due)
-    monkeypatch.setattr(delivery.upkeep, "claim", claim)
+    monkeypatch.setattr("quazzar.panel.commands.delivery.advance", advance)
+    monkeypatch.setattr(upkeep, "find_due", due)
+    monkeypatch.setattr(upkeep, "claim", claim)
     await rollout.delivery.tick()
     assert met == ["cmd_bad", rollout.id]
     assert (await rollout.now()).status == "running"
