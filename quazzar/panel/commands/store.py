@@ -55,8 +55,10 @@ HEARD: ColumnElement[bool] = and_(
 )
 """Whether an instance is there to be told something."""
 
-_OF_UNIT = and_(FleetInstance.tenant_id == CommandUnit.tenant_id, FleetInstance.id == CommandUnit.instance_id)
-_HEARD_OF = and_(FleetPresence.tenant_id == FleetInstance.tenant_id, FleetPresence.instance_id == FleetInstance.id)
+# By the ids alone: that the tenants are the same is what the foreign keys say, and to name them here would lead the
+# planner to go through the tenant's whole fleet for each unit.
+_OF_UNIT = FleetInstance.id == CommandUnit.instance_id
+_HEARD_OF = FleetPresence.instance_id == FleetInstance.id
 
 
 # --- who is meant --------------------------------------------------------------------------------------------------
