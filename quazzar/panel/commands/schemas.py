@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
-import msgspec
 from msgspec import Meta
 
 from quazzar.core.schema import In, Out, message
 from quazzar.core.secret import MASK
+from quazzar.link.commands import COMMANDS
 from quazzar.panel.commands.models import CommandStatus, OfflinePolicy, UnitStatus
 from quazzar.panel.commands.rollout import OVER
 from quazzar.panel.fleet.models import InstanceStatus
@@ -20,14 +20,12 @@ LONGEST_LIFE_SECONDS: Final = 30 * 24 * 3600
 _MASKED: Final = frozenset({"config"})
 """Arguments that may hold passwords: their values are sealed, and masked wherever they are shown."""
 
-Kind = Annotated[
+Kind = Annotated[str, Meta(max_length=64, examples=["app.restart"])]
+_Known = Annotated[
     str,
-    Meta(
-        max_length=64,
-        examples=["app.restart"],
-        description="`docs/commands.md` lists all",
-    ),
+    Meta(max_length=64, examples=["app.restart"], description=f"One of {', '.join(f'`{kind}`' for kind in COMMANDS)}"),
 ]
+_Args = Annotated[dict[str, Any], Meta(examples=[{"app": "cloud"}], description="As the kind wants them")]
 CommandRef = Annotated[str, Meta(examples=["cmd_23oc77vtak2bdwdlqw5ffwpz33"])]
 InstanceRef = Annotated[
     str,
@@ -45,9 +43,11 @@ class Targets(In):
     of the groups below them. `all` are all that the caller may see.
     """
 
-    instances: Annotated[list[InstanceRef], Meta(max_length=MOST_TARGETS)] = []
-    tags: Annotated[list[Tag], Meta(max_length=50)] = []
-    groups: Annotated[list[GroupRef], Meta(max_length=200)] = []
+    instances: Annotated[
+        list[InstanceRef], Meta(max_length=MOST_TARGETS, examples=[["inst_23oc77vtak2bdwdlqw5ffwpz33"]])
+    ] = []
+    tags: Annotated[list[Tag], Meta(max_length=50, examples=[["site:berlin"]])] = []
+    groups: Annotated[list[GroupRef], Meta(max_length=200, examples=[["grp_23oc77vtak2bdwdlqw5ffwpz33"]])] = []
     all: bool = False
 
 
@@ -61,7 +61,7 @@ class Strategy(In):
     """
 
     batch_size: Annotated[int, Meta(ge=1, le=MOST_TARGETS, examples=[10])] | None = None
-    percent: Annotated[float, Meta(gt=0, le=100)] | None = None
+    percent: Annotated[Annotated[float, Meta(gt=0, le=100)] | None, Meta(examples=[None])] = None
     canary: Annotated[int, Meta(ge=0, le=MOST_TARGETS)] = 0
     max_failures: Annotated[int, Meta(ge=0, le=MOST_TARGETS)] | None = None
     pause_seconds: Seconds = 0
@@ -74,9 +74,9 @@ class CommandCreate(In):
     counts as failed (`fail`). With `dry_run` the answer says what would happen, and nothing does.
     """
 
-    kind: Kind
+    kind: _Known
     targets: Targets
-    args: dict[str, Any] = {}
+    args: _Args = {}
     strategy: Strategy | None = None
     expires_in_seconds: Annotated[int, Meta(ge=1, le=LONGEST_LIFE_SECONDS)] = DEFAULT_LIFE_SECONDS
     offline: OfflinePolicy = "queue"
@@ -152,8 +152,7 @@ class CommandSummary(Out):
     kind: Kind
     status: CommandStatus
     reason: str | None
-    args: dict[str, Any]
-    targets: Targets
+    args: Annotated[dict[str, Any], Meta(examples=[{"app": "cloud"}])]
     strategy: StrategyOut
     offline: OfflinePolicy
     units: UnitCounts
@@ -166,10 +165,9 @@ class CommandSummary(Out):
 
     @classmethod
     def values_of(cls, row: Any, batches: Sequence[BatchOut]) -> dict[str, Any]:
-        made = {"targets", "strategy", "units"}
+        made = {"strategy", "units"}
         values = {name: getattr(row, name) for name in CommandSummary.__struct_fields__ if name not in made}
         return values | {
-            "targets": msgspec.convert(row.targets, Targets),
             "strategy": StrategyOut(**{name: getattr(row, name) for name in StrategyOut.__struct_fields__}),
             "units": summed(batch.units for batch in batches),
         }
@@ -178,6 +176,7 @@ class CommandSummary(Out):
 class CommandOut(CommandSummary):
     """A command with a report of each batch and of each instance, in the order of their turns."""
 
+    targets: Targets
     batches: list[BatchOut]
     instances: list[UnitOut]
 
@@ -198,7 +197,7 @@ class PlannedBatch(Out):
 class CommandPlan(Out):
     """What a command would do: which instances in which batches, and who of them is offline now."""
 
-    dry_run: bool
+    dry_run: Annotated[bool, Meta(examples=[True])]
     kind: Kind
     total: Annotated[int, Meta(examples=[12])]
     offline: Annotated[list[InstanceId], Meta(description="Instances that would be dealt with as `offline` says")]

@@ -1,5 +1,6 @@
 """The rules of commands: whom they go to, what may be done with one, and how one is followed."""
 
+import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -58,6 +59,7 @@ COMMAND_ID: Final = re.compile(r"cmd_[a-z2-7]{26}\Z")
 MOST_ARGS_BYTES: Final = 128 * 1024
 _LATEST: Final = timedelta(days=366)
 _POLL_SECONDS: Final = 5.0
+_GATHER_SECONDS: Final = 0.2
 _OUTPUT_CHARACTERS: Final = 64 * 1024
 _ANSWER_CHARACTERS: Final = 2 * 1024 * 1024
 """How much output one answer shows of all instances together."""
@@ -376,7 +378,10 @@ async def shown(
         session, tenant_id, reach, command_id, most_output=most, instance_id=instance, after=after
     )
     return CommandOut(
-        **CommandSummary.values_of(row, batches), batches=batches, instances=[UnitOut.of(unit) for unit in units]
+        **CommandSummary.values_of(row, batches),
+        targets=msgspec.convert(row.targets, Targets),
+        batches=batches,
+        instances=[UnitOut.of(unit) for unit in units],
     )
 
 
@@ -406,6 +411,8 @@ async def follow(
         yield ServerEvent(id=str(seen), event="end" if ended else "command", data=command)
         if ended:
             return
+        # What comes in a rush is told together.
+        await asyncio.sleep(_GATHER_SECONDS)
 
 
 async def end_units(session: AsyncSession, tenant_id: str, instance_id: str) -> None:

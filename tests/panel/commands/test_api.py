@@ -1,8 +1,10 @@
 """Commands over HTTP: who may give which to whom, and what is said about them."""
 
 import asyncio
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,7 +72,7 @@ async def test_a_command_is_given_to_instances(ada: Tenant, database: Database) 
     assert (await ada.http.get(f"{COMMANDS}/{made['id']}")).json() == made
     (listed,) = [one for one in (await ada.http.get(COMMANDS)).json() if one["id"] == made["id"]]
     assert listed == {key: made[key] for key in listed}
-    assert "instances" not in listed
+    assert made.keys() - listed.keys() == {"targets", "batches", "instances"}
     assert await happened(database, made["id"]) == ["command.created"]
     ((action, actor, after),) = await audited(database, made["id"])
     assert (action, actor, after["instances"]) == ("command.create", ada.user_id, 2)
@@ -386,3 +388,9 @@ async def test_a_revoked_instance_has_nothing_left_to_do(ada: Tenant, database: 
     assert (await ada.http.delete(f"/api/fleet/instances/{gone}")).status_code == 204
     shown = (await ada.http.get(f"{COMMANDS}/{made['id']}")).json()
     assert [one["instance_id"] for one in shown["instances"]] == [stays]
+
+
+def test_the_page_about_commands_names_every_kind() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text()
+    table = page.partition("## What can be done")[2].partition("##")[0]
+    assert set(re.findall(r"`([a-z]+\.[a-z]+)`", table)) == set(KINDS)
