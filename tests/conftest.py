@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if os.environ.get("CI") or os.environ.get("QUAZZAR_TORTURE") or config.option.markexpr:
         return
     asked = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
-    short, long = [], []
+    short: list[pytest.Item] = []
+    long: list[pytest.Item] = []
     for item in items:
         is_long = any(item.get_closest_marker(mark) for mark in LONG_MARKS) and item.path not in asked
         (long if is_long else short).append(item)
