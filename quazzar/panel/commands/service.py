@@ -110,6 +110,7 @@ class CommandService:
         strategy = data.strategy or Strategy()
         scheduled_at = _moment(data)
         command_id = new_id("cmd")
+        giver = self._principal
         await store.add_command(
             self._session,
             self._tenant,
@@ -127,8 +128,8 @@ class CommandService:
             expires_in_seconds=data.expires_in_seconds,
             status="pending",
             next_at=scheduled_at or datetime.now(UTC),
-            created_by=self._principal.key_id or self._principal.user_id,
-            actor_name=await store.get_actor_name(self._session, self._tenant, self._principal.user_id),
+            created_by=giver.key_id or giver.user_id,
+            actor_name=await store.get_member_name(self._session, self._tenant, giver.user_id) or giver.user_id,
             scheduled_at=scheduled_at,
             expires_at=_expiry(data, scheduled_at),
         )

@@ -38,6 +38,7 @@ from quazzar.panel.commands.models import OPEN, Command, CommandUnit
 from quazzar.panel.commands.rollout import Condition, Counts
 from quazzar.panel.fleet.models import FleetInstance, FleetPresence
 from quazzar.panel.fleet.store import Reach
+from quazzar.panel.tenants.models import Membership
 
 Found = Row[*tuple[Any, ...]]
 """A row with the columns that its query names."""
@@ -95,10 +96,14 @@ async def find_candidates(
     return [Candidate(*row) for row in await session.execute(query)]
 
 
-async def get_actor_name(session: AsyncSession, tenant_id: str, user_id: str) -> str:
-    """Whom the instance's audit log is to name; of a user that is gone the id."""
-    del tenant_id  # users belong to no tenant
-    return (await session.execute(select(User.email).where(User.id == user_id))).scalar_one_or_none() or user_id
+async def get_member_name(session: AsyncSession, tenant_id: str, user_id: str) -> str | None:
+    """The mail address of a member, by which the instances' audit logs name them."""
+    query = (
+        select(User.email)
+        .join(Membership, Membership.user_id == User.id)
+        .where(Membership.tenant_id == tenant_id, User.id == user_id)
+    )
+    return (await session.execute(query)).scalar_one_or_none()
 
 
 # --- commands ------------------------------------------------------------------------------------------------------

@@ -2,19 +2,29 @@
 
 import asyncio
 import re
+import secrets
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
 
-from quazzar.core.db import Database
+from quazzar.core.crypto import Keyring, SealBroken
+from quazzar.core.db import Database, see_all_tenants
+from quazzar.instance.enrolment.keys import signing_request
 from quazzar.link.commands import COMMANDS as KINDS
+from quazzar.link.messages import Enrol, Facts
+from quazzar.panel.commands.jobs import KEPT_DAYS
+from quazzar.panel.commands.sealing import open_args
+from quazzar.panel.commands.service import reseal
+from quazzar.panel.commands.upkeep import prune_commands
+from quazzar.panel.fleet.enrolment import enrol
 from tests.conftest import RunningApp
 from tests.factories.accounts import headers_of, make_colleague
-from tests.panel.commands.instances import COMMANDS, ask, give, make_group, make_instance, set_instance
+from tests.panel.commands.instances import COMMANDS, ask, change, give, make_group, make_instance, set_instance
 from tests.panel.fleet.conftest import Tenant
 
 UNKNOWN = "inst_" + "a" * 26
@@ -394,3 +404,58 @@ def test_the_page_about_commands_names_every_kind() -> None:
     page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text()
     table = page.partition("## What can be done")[2].partition("##")[0]
     assert set(re.findall(r"`([a-z]+\.[a-z]+)`", table)) == set(KINDS)
+
+
+async def test_arguments_are_sealed_anew_with_a_new_key(ada: Tenant, database: Database, keyring: Keyring) -> None:
+    args = {"template": "gitea", "name": "git", "config": {"password": "x"}}
+    made = await give(ada.http, [await make_instance(database, ada.id)], kind="app.install", args=args)
+    rotated = keyring.rotated()
+    # Undone at the end: the other tests know the former key alone.
+    with pytest.raises(SealBroken):
+        async with database.begin() as session:
+            assert await reseal(session, rotated) >= 1
+            query = text("SELECT sealed_args FROM fleet_commands WHERE id = :id")
+            sealed = (await session.execute(query, {"id": made["id"]})).scalar_one()
+            assert open_args(rotated, made["id"], sealed) == args
+            assert rotated.current.encode() in sealed
+            with pytest.raises(SealBroken):
+                open_args(rotated, "cmd_" + "a" * 26, sealed)
+            await reseal(session, Keyring({"other": secrets.token_bytes(32)}))
+
+
+async def test_old_commands_are_forgotten(ada: Tenant, database: Database) -> None:
+    instance = await make_instance(database, ada.id)
+    old, young, running = [await give(ada.http, [instance]) for _ in range(3)]
+    for made, days in ((old, 91), (young, 89)):
+        await ada.http.post(f"{COMMANDS}/{made['id']}/cancel")
+        await change(
+            database,
+            "UPDATE fleet_commands SET finished_at = now() - make_interval(days => :days) WHERE id = :id",
+            id=made["id"],
+            days=days,
+        )
+    async with database.begin() as session:
+        await see_all_tenants(session)
+        assert await prune_commands(session, days=KEPT_DAYS, most=10) == 1
+    for made, status in ((old, 404), (young, 200), (running, 200)):
+        assert (await ada.http.get(f"{COMMANDS}/{made['id']}")).status_code == status
+
+
+async def test_a_machine_that_joins_anew_has_nothing_left_to_do(ada: Tenant, app: RunningApp) -> None:
+    """It may have been wiped, and knows nothing of what it was told before."""
+    database = app.database
+    authority = await app.asgi.app.state.fleet.authority()
+    key = ec.generate_private_key(ec.SECP256R1())
+    token = (await ada.http.post("/api/fleet/tokens", json={"name": "x", "max_uses": 2})).json()["token"]
+    facts = Facts(
+        name="a", hostname="a", machine_id=secrets.token_hex(32), version="0.1.0", os="x", arch="x",
+        cpu_cores=1, memory_bytes=1, disk_bytes=1,
+    )  # fmt: skip
+    data = Enrol(token=token, csr=signing_request(key), facts=facts)
+    async with database.begin(tenant=ada.id) as session:
+        instance_id, _ = await enrol(session, ada.id, authority, data, address=None)
+    made = await give(ada.http, [instance_id])
+    async with database.begin(tenant=ada.id) as session:
+        assert (await enrol(session, ada.id, authority, data, address=None))[0] == instance_id
+    shown = (await ada.http.get(f"{COMMANDS}/{made['id']}")).json()
+    assert (shown["status"], shown["instances"][0]["status"]) == ("cancelled", "cancelled")
