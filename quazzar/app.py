@@ -36,7 +36,7 @@ from quazzar.core.exchange import App
 from quazzar.core.gate import BodyRule, Gate, GateConfig, LogRequest
 from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.idempotency import Replay
-from quazzar.core.jobs import Resources, Worker
+from quazzar.core.jobs import KEYRING, Resources, Worker
 from quazzar.core.logs import AccessLog
 from quazzar.core.openapi import build_document
 from quazzar.core.outbound import OutboundPolicy
@@ -56,7 +56,7 @@ from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, SwarmConfig, make_runtime
 from quazzar.instance.apps.store import count_apps
-from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
+from quazzar.instance.apps.work import RUNTIME, SETTINGS
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
 from quazzar.instance.enrolment.line import Line
@@ -71,6 +71,9 @@ from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
 from quazzar.jobs.store import count_jobs
+from quazzar.mail.jobs import MAIL_SERVER
+from quazzar.mail.service import mail_configured
+from quazzar.mail.smtp import MailServer
 from quazzar.panel.tenants.tenancy import PanelTenancy
 from quazzar.reference.routes import handlers as reference_handlers
 from quazzar.settings import Settings
@@ -185,6 +188,7 @@ class Application:
     def __init__(self, settings: Settings, keyring: Keyring, database: Database) -> None:
         self.settings = settings
         self.database = database
+        database.session_info["keyring"] = keyring
         modes = realms_of(settings.server.mode)
         self.limiter = limiter_for(settings.rate_limit.storage.reveal(), postgres=database.small_pool)
         self.accounts = Accounts(settings, keyring, database, self.limiter, tenancy=PanelTenancy())
@@ -192,6 +196,8 @@ class Application:
         resources[KEYRING] = keyring
         resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
         resources[SETTINGS] = settings
+        if mail_configured(settings):
+            resources[MAIL_SERVER] = MailServer(settings)
         policy = outbound_policy(settings)
         resources[OUTBOUND] = policy
         resources[DATA_DIR] = settings.server.data_dir

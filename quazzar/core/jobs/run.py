@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from quazzar.core.auth import Realm
+from quazzar.core.crypto import Keyring
 from quazzar.core.logs import redact
 from quazzar.core.records import Caller
 
@@ -79,6 +80,9 @@ class Resources:
     def get(self, key: Resource[T], default: D) -> T | D: ...
     def get(self, key: Resource[T], default: D | None = None) -> T | D | None:
         return self._values.get(key, default)
+
+
+KEYRING: Resource[Keyring] = Resource("keyring")
 
 
 def clean_line(line: str, length: int = LINE_LENGTH) -> str:

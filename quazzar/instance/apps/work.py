@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from quazzar.core.crypto import Keyring, SealBroken
+from quazzar.core.crypto import SealBroken
 from quazzar.core.db import Database
 from quazzar.core.errors import Invalid
-from quazzar.core.jobs import JobCancelled, JobFailed, JobRun, Resource
+from quazzar.core.jobs import KEYRING, JobCancelled, JobFailed, JobRun, Resource
 from quazzar.core.records import Event, publish
 from quazzar.instance.apps import store
 from quazzar.instance.apps.building import auto_fields, build_spec, exchange_ports, url_of
@@ -49,7 +49,6 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 RUNTIME: Resource[Runtime] = Resource("container runtime")
-KEYRING: Resource[Keyring] = Resource("keyring")
 SETTINGS: Resource[Settings] = Resource("settings")
 
 HEALTH_SECONDS = 120.0
