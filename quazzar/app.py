@@ -36,7 +36,7 @@ from quazzar.core.exchange import App
 from quazzar.core.gate import BodyRule, Gate, GateConfig, LogRequest
 from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.idempotency import Replay
-from quazzar.core.jobs import KEYRING, Resources, Worker
+from quazzar.core.jobs import KEYRING, SETTINGS, Resources, Worker
 from quazzar.core.logs import AccessLog
 from quazzar.core.openapi import build_document
 from quazzar.core.outbound import OutboundPolicy
@@ -56,7 +56,7 @@ from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, SwarmConfig, make_runtime
 from quazzar.instance.apps.store import count_apps
-from quazzar.instance.apps.work import RUNTIME, SETTINGS
+from quazzar.instance.apps.work import RUNTIME
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
 from quazzar.instance.enrolment.line import Line
@@ -93,7 +93,15 @@ _DAY_SECONDS = 86_400
 _LOOK_SECONDS = 2.0
 _STRICT = {
     "instance": ("setup", "login", "refresh", "totp/verify"),
-    "panel": ("register", "login", "refresh", "totp/verify"),
+    "panel": (
+        "register",
+        "login",
+        "refresh",
+        "totp/verify",
+        "forgot-password",
+        "reset-password",
+        "verify-email",
+    ),
 }
 _TRANSACTION = {"session": Provide(provide_session)}
 _COMPOSE = BodyRule(types=("application/json", "application/yaml"))
@@ -215,6 +223,9 @@ class Application:
             meters = (Collector(database, self._runtime), DiskMeter(database, self._runtime))
             on_engine = [self._reconciler, *meters, self._terminals]
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
+        if "panel" in modes:
+            # Its jobs are declared before the worker looks which there are.
+            from quazzar.panel.accounts import jobs as _  # noqa: F401, PLC0415
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
         self.fleet: Fleet | None = None

@@ -52,6 +52,7 @@ class User(Base):
     password_hash: Mapped[str] = mapped_column(Text(collation="C"))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     last_login_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    email_verified_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     totp_secret: Mapped[bytes | None] = mapped_column(LargeBinary)
     totp_enabled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     totp_last_step: Mapped[int | None] = mapped_column(BigInteger)
@@ -103,6 +104,18 @@ class RecoveryCode(Base):
         Text(collation="C"), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
     )
     code_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+
+
+class MailedToken(Base):
+    """The token of a link that was sent to a user's address, known by its hash; using it deletes its row."""
+
+    __tablename__ = "mailed_tokens"
+    __table_args__ = (CheckConstraint("purpose IN ('reset_password', 'verify_email')", name="purpose"),)
+
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    purpose: Mapped[str] = mapped_column(Text(collation="C"))
+    user_id: Mapped[str] = mapped_column(Text(collation="C"), ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
 class ApiKey(Base):

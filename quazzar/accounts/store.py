@@ -23,7 +23,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.accounts.models import ApiKey, LastUse, LoginAttempt, RecoveryCode, RefreshToken, Session, User
+from quazzar.accounts.models import (
+    ApiKey,
+    LastUse,
+    LoginAttempt,
+    MailedToken,
+    RecoveryCode,
+    RefreshToken,
+    Session,
+    User,
+)
 from quazzar.core.auth import Realm
 from quazzar.core.db import Query
 from quazzar.core.paging import Page
@@ -31,7 +40,7 @@ from quazzar.core.paging import Page
 IDLE: Final = timedelta(days=7)
 """A session that was not used for so long is over, whatever its absolute end."""
 
-_PERSON = (
+_PERSON: tuple[Any, ...] = (
     User.id,
     User.username,
     User.email,
@@ -41,6 +50,7 @@ _PERSON = (
     User.created_at,
     User.last_login_at,
     User.totp_enabled_at.is_not(None),
+    User.email_verified_at.is_not(None),
 )
 
 
@@ -56,6 +66,7 @@ class Person(msgspec.Struct, frozen=True):
     created_at: datetime
     last_login_at: datetime | None
     totp_enabled: bool
+    email_verified: bool
 
 
 class KeyHolder(Person, frozen=True):
@@ -340,6 +351,54 @@ async def take_refresh_token(session: AsyncSession, realm: Realm, token_hash: by
         .values(used_at=func.now())
     )
     return _touched(await session.execute(statement)) == 1
+
+
+# --- tokens of mailed links ---
+
+
+async def add_mailed_token(
+    session: AsyncSession, user_id: str, purpose: str, token_hash: bytes, expires_at: datetime
+) -> None:
+    await session.execute(
+        insert(MailedToken).values(user_id=user_id, purpose=purpose, token_hash=token_hash, expires_at=expires_at)
+    )
+
+
+async def count_mailed_tokens(session: AsyncSession, user_id: str, purpose: str) -> int:
+    """How many of the user's are still good."""
+    statement = select(func.count()).where(
+        MailedToken.user_id == user_id, MailedToken.purpose == purpose, MailedToken.expires_at > func.now()
+    )
+    return (await session.execute(statement)).scalar_one()
+
+
+async def find_mailed_token(session: AsyncSession, purpose: str, token_hash: bytes) -> str | None:
+    """Whose token it is, if it is still good."""
+    statement = select(MailedToken.user_id).where(
+        MailedToken.token_hash == token_hash, MailedToken.purpose == purpose, MailedToken.expires_at > func.now()
+    )
+    return (await session.execute(statement)).scalar_one_or_none()
+
+
+async def take_mailed_token(session: AsyncSession, purpose: str, token_hash: bytes) -> str | None:
+    """Use the token up, and with it all of the user's for the same purpose; gives whose it was, None when it is not
+    good any more.
+    """
+    statement = (
+        delete(MailedToken)
+        .where(
+            MailedToken.token_hash == token_hash, MailedToken.purpose == purpose, MailedToken.expires_at > func.now()
+        )
+        .returning(MailedToken.user_id)
+    )
+    user_id = (await session.execute(statement)).scalar_one_or_none()
+    if user_id is not None:
+        await session.execute(delete(MailedToken).where(MailedToken.user_id == user_id, MailedToken.purpose == purpose))
+    return user_id
+
+
+async def prune_mailed_tokens(session: AsyncSession) -> None:
+    await session.execute(delete(MailedToken).where(MailedToken.expires_at <= func.now()))
 
 
 # --- API keys ---

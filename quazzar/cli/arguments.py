@@ -25,6 +25,7 @@ class Arguments(argparse.Namespace):
     output: Path | None = None
     check: bool = False
     username: str | None = None
+    email: str = ""
     disable_totp: bool = False
 
     def settings(self) -> Settings:
@@ -83,6 +84,11 @@ def _parser() -> _Parser:
     reset.add_argument("--username", help="whose; needed when there are several admins")
     reset.add_argument("--disable-totp", action="store_true", help="also turn the second factor off")
     reset.set_defaults(command=("admin", "reset_password"))
+    link = admin.add_parser(
+        "reset-link", parents=[shared], help="make a link by which a user of the panel gets back in"
+    )
+    link.add_argument("email", help="the address that they log in with")
+    link.set_defaults(command=("admin", "reset_link"))
     token = admin.add_parser("setup-token", parents=[shared], help="make and print a new token for the first setup")
     token.set_defaults(command=("admin", "setup_token"))
 

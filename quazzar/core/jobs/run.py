@@ -12,6 +12,7 @@ from quazzar.core.auth import Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.logs import redact
 from quazzar.core.records import Caller
+from quazzar.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -83,6 +84,7 @@ class Resources:
 
 
 KEYRING: Resource[Keyring] = Resource("keyring")
+SETTINGS: Resource[Settings] = Resource("settings")
 
 
 def clean_line(line: str, length: int = LINE_LENGTH) -> str:

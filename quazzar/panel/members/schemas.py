@@ -85,7 +85,8 @@ class MemberInvite(In):
 
 class MemberInvitedOut(MemberOut):
     invitation: Annotated[
-        InvitationLink | None, Meta(description="Shown this once: hand it over to whom it is for")
+        InvitationLink | None,
+        Meta(description="null where it was mailed, else shown this once: hand it over to whom it is for"),
     ] = None
 
 
