@@ -136,6 +136,7 @@ def panel_router(prefix: str = "") -> Router:
     from quazzar.panel.accounts.routes import handlers as panel_account_handlers  # noqa: PLC0415
     from quazzar.panel.commands.routes import handlers as command_handlers  # noqa: PLC0415
     from quazzar.panel.fleet.routes import handlers as fleet_handlers  # noqa: PLC0415
+    from quazzar.panel.keys.routes import handlers as key_handlers  # noqa: PLC0415
     from quazzar.panel.members.routes import handlers as member_handlers  # noqa: PLC0415
     from quazzar.panel.roles.routes import handlers as role_handlers  # noqa: PLC0415
     from quazzar.panel.tenants.routes import handlers as tenant_handlers  # noqa: PLC0415
@@ -150,6 +151,7 @@ def panel_router(prefix: str = "") -> Router:
             *tenant_handlers,
             *member_handlers,
             *role_handlers,
+            *key_handlers,
             *fleet_handlers,
             *command_handlers,
             *job_handlers,

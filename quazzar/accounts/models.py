@@ -119,12 +119,24 @@ class MailedToken(Base):
 
 
 class ApiKey(Base):
-    """An API key of an instance, known by its hash; `prefix` and `suffix` let its owner recognise it."""
+    """An API key, known by its hash; `prefix` and `suffix` let its owner recognise it. On the panel it is a member's in
+    one tenant.
+    """
 
     __tablename__ = "api_keys"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant_id", "user_id"],
+            ["memberships.tenant_id", "memberships.user_id"],
+            name="fk_api_keys_tenant_id",
+            ondelete="CASCADE",
+        ),
+        Index("ix_api_keys_tenant_id_user_id", "tenant_id", "user_id"),
+    )
 
     id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
     user_id: Mapped[str] = mapped_column(Text(collation="C"), ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    tenant_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     name: Mapped[str] = mapped_column(Text)
     key_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     prefix: Mapped[str] = mapped_column(Text(collation="C"))

@@ -173,6 +173,14 @@ async def set_scope(session: AsyncSession, *, tenant: str | None = None, user: s
 _SCOPE = text("SELECT set_config('app.tenant', :tenant, true), set_config('app.user', :user, true)")
 
 
+async def present(session: AsyncSession, token_hash: bytes) -> None:
+    """Let row-level security show the row that a token opens, before anything is known about who holds it."""
+    await session.execute(_PRESENT, {"digest": token_hash.hex()})
+
+
+_PRESENT = text("SELECT set_config('app.presented', :digest, true)")
+
+
 async def see_all_tenants(session: AsyncSession) -> None:
     """Lift row-level security for the rest of the transaction: for work of the process itself, never for a request."""
     await session.execute(_AS_WORKER)
