@@ -10,8 +10,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check lint types imports migrations openapi-check openapi events migrate doctor lock \
-	format bench fuzz torture clean
+.PHONY: help install run test test-all check lint types imports migrations openapi-check openapi events permissions \
+	migrate doctor lock format bench fuzz torture clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ openapi-check: $(VENV)/.dev ## the packaged API documents are those of the code
 
 events: $(VENV)/.dev ## write the page of all events anew
 	$(BIN)/python -m quazzar events --output docs/events.md
+
+permissions: $(VENV)/.dev ## write the page of who may do what on the panel anew
+	$(BIN)/python -m quazzar permissions --output docs/permissions.md
 
 openapi: $(VENV)/.dev ## write the packaged API documents anew
 	$(BIN)/python -m quazzar openapi --mode=all --output quazzar/reference/documents

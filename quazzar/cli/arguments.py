@@ -72,9 +72,10 @@ def _parser() -> _Parser:
     openapi = command("openapi", ("openapi", "run"), "print the OpenAPI document of --mode=instance or panel")
     openapi.add_argument("--output", type=Path, metavar="FOLDER", help="write it (with --mode=all both) there instead")
     openapi.add_argument("--check", action="store_true", help="fail when the packaged documents are not up to date")
-    events = command("events", ("events", "run"), "print the page that describes every event")
-    events.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
-    events.add_argument("--check", action="store_true", help="with --output: fail when the file is not up to date")
+    for name, about in (("events", "that describes every event"), ("permissions", "of who may do what on the panel")):
+        page = command(name, (name, "run"), f"print the page {about}")
+        page.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
+        page.add_argument("--check", action="store_true", help="with --output: fail when the file is not up to date")
     command("doctor", ("doctor", "run"), "check settings, key, folder, database, engine, ports and clock")
 
     admin = commands.add_parser("admin", help="ways back in, for who has a shell on the server").add_subparsers(
