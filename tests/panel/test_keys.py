@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,17 +21,6 @@ from tests.test_architecture import operations
 API = "/panel/api"
 KEYS = f"{API}/api-keys"
 Headers = dict[str, str]
-
-
-@pytest.fixture
-async def client(app: RunningApp) -> AsyncIterator[httpx.AsyncClient]:
-    async with app.client() as client:
-        yield client
-
-
-@pytest.fixture
-async def ada(database: Database) -> MadeUser:
-    return await make_member(database)
 
 
 @pytest.fixture
@@ -357,6 +345,19 @@ async def test_there_are_at_most_fifty(
     async with database.begin(tenant=ada.tenant_id) as session:
         await session.execute(text("UPDATE api_keys SET expires_at = now() WHERE user_id = :id"), {"id": ada.id})
     assert (await create(client, owner)).status_code == 201
+
+
+async def test_an_idempotency_key_makes_one_key(client: httpx.AsyncClient, owner: Headers, database: Database) -> None:
+    once = owner | {"Idempotency-Key": new_id("key")}
+    first, second = await create(client, once), await create(client, once)
+    assert (first.status_code, first.content) == (second.status_code, second.content)
+    assert second.headers["idempotent-replayed"] == "true"
+    assert len((await client.get(KEYS, headers=owner)).json()) == 1
+    async with database.begin() as session:
+        await see_all_tenants(session)
+        rows = (await session.execute(text("SELECT CAST(i AS text) FROM idempotent_answers i"))).scalars().all()
+    assert rows
+    assert not [row for row in rows if first.json()["key"] in row]
 
 
 async def test_a_key_does_nothing_that_needs_a_login(client: httpx.AsyncClient, owner: Headers) -> None:

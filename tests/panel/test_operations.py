@@ -5,7 +5,6 @@ running panel answers to a member of each role and to a key that may nothing.
 """
 
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,12 +139,6 @@ class Callers:
             if refused == (caller in TABLE[name].split()) or answer.status_code in {401, 500}:
                 found.append(f"{caller}: {answer.status_code} {answer.text[:200]}")
         return found
-
-
-@pytest.fixture(scope="module")
-async def client(app: RunningApp) -> AsyncIterator[httpx.AsyncClient]:
-    async with app.client() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

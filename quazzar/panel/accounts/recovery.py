@@ -25,17 +25,16 @@ from quazzar.core.tokens import opaque_digest
 from quazzar.mail.service import mail_configured, send_mail
 from quazzar.panel.accounts import jobs
 from quazzar.panel.accounts.links import RESET, VERIFY
-from quazzar.panel.accounts.schemas import EmailVerification, ForgottenPassword, PasswordReset
+from quazzar.panel.accounts.schemas import ForgottenPassword, PasswordReset
 from quazzar.panel.tenants.service import TenantService
 
 
 class RecoveryService:
     """One per request. The session is not touched before a password is hashed."""
 
-    def __init__(self, session: AsyncSession, accounts: Accounts, principal: Principal | None) -> None:
+    def __init__(self, session: AsyncSession, accounts: Accounts) -> None:
         self._session = session
         self._accounts = accounts
-        self._principal = principal
 
     async def forget(self, data: ForgottenPassword) -> None:
         """Have a link sent to the address, if it is that of a user."""
@@ -74,23 +73,8 @@ class RecoveryService:
         if mail_configured(self._accounts.settings):
             await send_mail(self._session, to=email, subject="Your password was changed", text=_CHANGED)
 
-    async def verify(self, data: EmailVerification) -> None:
-        """Confirm the address that the link was sent to; without a token, send one to the caller.
-
-        Raises `LinkRefused`, `MailNotConfigured`, and `Forbidden` for an API key.
-        """
-        if data.token is not UNSET:
-            await self._confirm(data.token)
-            return
-        if self._principal is None:
-            raise LinkRefused
-        if self._principal.session_id is None:
-            raise Forbidden("An API key can't do this; log in", code="session_required")
-        if not mail_configured(self._accounts.settings):
-            raise MailNotConfigured
-        await enqueue(self._session, jobs.mail_verification, caller=SYSTEM, user_id=self._principal.user_id)
-
-    async def _confirm(self, token: str) -> None:
+    async def confirm(self, token: str) -> None:
+        """Confirm the address that the link was sent to. Raises `LinkRefused`."""
         digest = opaque_digest(VERIFY.prefix, token)
         user_id = None if digest is None else await store.take_mailed_token(self._session, VERIFY.name, digest)
         if user_id is None:
@@ -99,6 +83,14 @@ class RecoveryService:
         await store.update_user(self._session, "panel", user_id, email_verified_at=datetime.now(UTC))
         await self._accounts.authenticator.drop_with(self._session, user_id)
         audit(self._session, "user.verify_email", subject=user_id)
+
+    async def ask_to_confirm(self, principal: Principal) -> None:
+        """Have a link sent to the caller's address. Raises `MailNotConfigured`, and `Forbidden` for an API key."""
+        if principal.session_id is None:
+            raise Forbidden("An API key can't do this; log in", code="session_required")
+        if not mail_configured(self._accounts.settings):
+            raise MailNotConfigured
+        await enqueue(self._session, jobs.mail_verification, caller=SYSTEM, user_id=principal.user_id)
 
     async def _act_as(self, user_id: str) -> None:
         """From here on the transaction is the user's, in the tenant that they would log in to."""

@@ -11,6 +11,7 @@ from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import TokenPair, TotpRequired
 from quazzar.core.auth import account, authenticated, principal_of
 from quazzar.core.routing import get, post, put
+from quazzar.core.schema import UNSET
 from quazzar.panel.accounts.recovery import RecoveryService
 from quazzar.panel.accounts.schemas import (
     EmailVerification,
@@ -31,10 +32,7 @@ def provide_registrations(request: AnyRequest, session: NamedDependency[AsyncSes
 
 
 def provide_recovery(request: AnyRequest, session: NamedDependency[AsyncSession]) -> RecoveryService:
-    state = request.scope["state"]
-    if state.get("auth_error") is not None:
-        raise state["auth_error"]
-    return RecoveryService(session, accounts_of(request), state.get("principal"))
+    return RecoveryService(session, accounts_of(request))
 
 
 def provide_profile(request: AnyRequest, session: NamedDependency[AsyncSession]) -> ProfileService:
@@ -88,11 +86,13 @@ class PanelAuthController(LoginController):
         await recovery.reset(data)
 
     @post("/verify-email", status_code=204, operation_id="VerifyEmail", summary="Confirm the own address")
-    async def verify_email(self, recovery: NamedDependency[RecoveryService], data: JSONBody[EmailVerification]) -> None:
+    async def verify_email(
+        self, request: AnyRequest, recovery: NamedDependency[RecoveryService], data: JSONBody[EmailVerification]
+    ) -> None:
         """With the `token` of the link that was sent at registration. Without one, logged in: sends another link. 401
         `link_not_valid`; 409 `mail_not_configured`.
         """
-        await recovery.verify(data)
+        await _verify_email(request, recovery, data)
 
     @post(
         "/switch-tenant",
@@ -121,6 +121,13 @@ class PanelAuthController(LoginController):
     ) -> PanelMeOut:
         """What is left out stays as it is."""
         return await profile.update(data)
+
+
+async def _verify_email(request: AnyRequest, recovery: RecoveryService, data: EmailVerification) -> None:
+    if data.token is not UNSET:
+        await recovery.confirm(data.token)
+    else:
+        await recovery.ask_to_confirm(principal_of(request))
 
 
 handlers: list[ControllerRouterHandler] = [PanelAuthController]
