@@ -27,6 +27,7 @@ from quazzar import __version__
 from quazzar.accounts.process import Accounts
 from quazzar.audit.refusals import Refusals
 from quazzar.audit.routes import handlers as audit_handlers
+from quazzar.channels.jobs import SENDING, Sending
 from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
@@ -133,7 +134,9 @@ def instance_router(prefix: str = "") -> Router:
 def panel_router(prefix: str = "") -> Router:
     """The Control Panel API; its modules are loaded where it is served, so that a mere instance stays small."""
     import quazzar.panel.commands.jobs  # noqa: F401, PLC0415 - declaring a job is what schedules it
+    from quazzar.channels.routes import handlers as channel_handlers  # noqa: PLC0415
     from quazzar.panel.accounts.routes import handlers as panel_account_handlers  # noqa: PLC0415
+    from quazzar.panel.alerts.routes import handlers as alert_handlers  # noqa: PLC0415
     from quazzar.panel.commands.routes import handlers as command_handlers  # noqa: PLC0415
     from quazzar.panel.fleet.routes import handlers as fleet_handlers  # noqa: PLC0415
     from quazzar.panel.keys.routes import handlers as key_handlers  # noqa: PLC0415
@@ -154,6 +157,8 @@ def panel_router(prefix: str = "") -> Router:
             *key_handlers,
             *fleet_handlers,
             *command_handlers,
+            *alert_handlers,
+            *channel_handlers,
             *job_handlers,
             *event_handlers,
             *audit_handlers,
@@ -210,6 +215,7 @@ class Application:
             resources[MAIL_SERVER] = MailServer(settings)
         policy = outbound_policy(settings)
         resources[OUTBOUND] = policy
+        resources[SENDING] = Sending(policy, settings.webhooks.retry_schedule)
         resources[DATA_DIR] = settings.server.data_dir
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
@@ -224,22 +230,26 @@ class Application:
             )
             meters = (Collector(database, self._runtime), DiskMeter(database, self._runtime))
             on_engine = [self._reconciler, *meters, self._terminals]
-        identity = None if settings.database.url is not None else str(settings.server.data_dir)
         if "panel" in modes:
-            # Its jobs are declared before the worker looks which there are.
-            from quazzar.panel.accounts import jobs as _  # noqa: F401, PLC0415
+            # Declared before there is a worker, which looks for kinds of jobs only once.
+            import quazzar.panel.accounts.jobs  # noqa: PLC0415
+            import quazzar.panel.alerts.jobs  # noqa: F401, PLC0415
+        identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
         self.fleet: Fleet | None = None
         self.agents: App | None = None
         self.commands: Delivery | None = None
+        watch: list[_Part] = []
         if "panel" in modes:
+            from quazzar.panel.alerts.process import Watch  # noqa: PLC0415
             from quazzar.panel.commands import delivery  # noqa: PLC0415
             from quazzar.panel.fleet import listener, process  # noqa: PLC0415
 
             self.fleet = process.Fleet(settings, keyring, database)
             self.commands = self.fleet.hub.work = delivery.Delivery(self.fleet)
             self.agents = listener.agent_app(self.fleet, self.limiter)
+            watch = [Watch(database, settings, self.fleet.panel_url)]
         self.panel_line = Line(database, settings.server.data_dir, keyring) if "instance" in modes else None
         if self.panel_line is not None:
             resources[TELL_STATE] = self.panel_line.tell_state
@@ -247,7 +257,7 @@ class Application:
         hub = self.fleet.hub if self.fleet is not None else None
         on_line: list[_Part] = [part for part in (self.commands, hub, self.panel_line) if part is not None]
         # In the order of their start; they end in the opposite one.
-        self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine]
+        self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine, *watch]
         self.litestar = Litestar(
             route_handlers=[
                 instance_router(prefix) if realm == "instance" else panel_router(prefix)
@@ -431,6 +441,7 @@ def gate_config(settings: Settings, log: LogRequest | None = None) -> GateConfig
         },
         strict={(realm, f"/api/auth/{name}"): strict for realm in realms for name in _STRICT[realm]}
         | {(realm, "/api/webhooks/{id}/test"): tests for realm in realms}
+        | {("panel", "/api/notification-channels/{id}/test"): tests}
         | {("panel", "/api/invitations/accept"): strict},
         allowed_hosts=allowed_hosts(settings),
         trusted_proxies=tuple(str(network) for network in settings.server.trusted_proxies),

@@ -3,6 +3,7 @@
 # ruff: noqa: F401
 
 import quazzar.accounts.models
+import quazzar.channels.models
 import quazzar.core.idempotency
 import quazzar.core.jobs.models
 import quazzar.core.records
@@ -14,6 +15,7 @@ import quazzar.instance.registries.models
 import quazzar.instance.template_sources.models
 import quazzar.instance.templates.models
 import quazzar.invitations.models
+import quazzar.panel.alerts.models
 import quazzar.panel.commands.models
 import quazzar.panel.fleet.models
 import quazzar.panel.tenants.models

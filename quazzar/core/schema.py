@@ -11,7 +11,20 @@ from msgspec import UNSET, Meta, UnsetType, inspect
 
 from quazzar.core.errors import Invalid, InvalidJson
 
-__all__ = ["UNSET", "In", "Line", "Meta", "Name", "Out", "Text", "UnsetType", "decode_body", "given", "read_value"]
+__all__ = [
+    "UNSET",
+    "Email",
+    "In",
+    "Line",
+    "Meta",
+    "Name",
+    "Out",
+    "Text",
+    "UnsetType",
+    "decode_body",
+    "given",
+    "read_value",
+]
 
 T = TypeVar("T")
 
@@ -55,6 +68,20 @@ Name = Annotated[
 """A name that ends up in container names and host names (RFC 1123 label)."""
 
 
+# The common part of RFC 5321's mailboxes: no quoted local parts, no address literals, international domains as xn--.
+Email = Annotated[
+    str,
+    Meta(
+        min_length=3,
+        max_length=254,
+        pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+        r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)+\Z",
+        examples=["ada@example.com"],
+        extra=message("{label} must be a mail address such as ada@example.com"),
+    ),
+]
+
+
 def given(struct: msgspec.Struct) -> dict[str, Any]:
     """The fields that the caller sent: those that are not UNSET."""
     values = ((name, getattr(struct, name)) for name in struct.__struct_fields__)
@@ -94,7 +121,7 @@ def decode_body(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         value = msgspec.json.decode(body or b"{}")
         info = inspect.type_info(kind)
-        if not isinstance(value, dict) and isinstance(info, inspect.StructType):
+        if not isinstance(value, dict) and _is_object(info):
             raise InvalidJson("The body must be a JSON object") from error
         raise Invalid(details=_problems(value, info) or {"": str(error)}) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -114,6 +141,13 @@ def _problems(value: object, info: inspect.Type, path: str = "") -> dict[str, st
     problems: dict[str, str] = {}
     _collect(value, info, path, "Value", problems)
     return problems
+
+
+def _is_object(info: inspect.Type) -> bool:
+    """Whether only JSON objects can be of this type: a struct, or one of several that a field tells apart."""
+    if isinstance(info, inspect.UnionType):
+        return all(_is_object(member) for member in info.types)
+    return isinstance(info, inspect.StructType)
 
 
 def _label(name: str) -> str:

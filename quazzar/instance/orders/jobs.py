@@ -10,10 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.core.auth import Principal
 from quazzar.core.crypto import Keyring, SealBroken
 from quazzar.core.errors import AppError, Unavailable
-from quazzar.core.jobs import JobRun, Resource, enqueued, job, schedule
+from quazzar.core.jobs import KEYRING, SETTINGS, JobRun, Resource, enqueued, job, schedule
 from quazzar.core.records import Caller, Outcome, audit
 from quazzar.instance.apps.service import AppService
-from quazzar.instance.apps.work import KEYRING, SETTINGS
 from quazzar.instance.orders import store
 from quazzar.instance.orders.kinds import Means, carry_out
 from quazzar.instance.orders.reports import sentence

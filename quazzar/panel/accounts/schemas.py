@@ -7,21 +7,9 @@ from msgspec import Meta
 
 from quazzar.accounts.schemas import NewPassword, OpaqueToken, Password, UserId
 from quazzar.accounts.store import Person
-from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
+from quazzar.core.schema import UNSET, Email, In, Line, Out, UnsetType
 from quazzar.panel.tenants.schemas import TenantId, TenantOut
 
-# The common part of RFC 5321's mailboxes: no quoted local parts, no address literals, international domains as xn--.
-Email = Annotated[
-    str,
-    Meta(
-        min_length=3,
-        max_length=254,
-        pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-        r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)+\Z",
-        examples=["ada@example.com"],
-        extra=message("{label} must be a mail address such as ada@example.com"),
-    ),
-]
 TimezoneName = Annotated[
     str,
     Meta(

@@ -410,17 +410,18 @@ async def test_arguments_are_sealed_anew_with_a_new_key(ada: Tenant, database: D
     args = {"template": "gitea", "name": "git", "config": {"password": "x"}}
     made = await give(ada.http, [await make_instance(database, ada.id)], kind="app.install", args=args)
     rotated = keyring.rotated()
-    # Undone at the end: the other tests know the former key alone.
-    with pytest.raises(SealBroken):
-        async with database.begin() as session:
-            assert await reseal(session, rotated) >= 1
-            query = text("SELECT sealed_args FROM fleet_commands WHERE id = :id")
-            sealed = (await session.execute(query, {"id": made["id"]})).scalar_one()
-            assert open_args(rotated, made["id"], sealed) == args
-            assert rotated.current.encode() in sealed
-            with pytest.raises(SealBroken):
-                open_args(rotated, "cmd_" + "a" * 26, sealed)
+    async with database.begin() as session:
+        assert await reseal(session, rotated) >= 1
+        query = text("SELECT sealed_args FROM fleet_commands WHERE id = :id")
+        sealed = (await session.execute(query, {"id": made["id"]})).scalar_one()
+        assert open_args(rotated, made["id"], sealed) == args
+        assert rotated.current.encode() in sealed
+        with pytest.raises(SealBroken):
+            open_args(rotated, "cmd_" + "a" * 26, sealed)
+        with pytest.raises(SealBroken):
             await reseal(session, Keyring({"other": secrets.token_bytes(32)}))
+        # The other tests know the former key alone.
+        await session.rollback()
 
 
 async def test_old_commands_are_forgotten(ada: Tenant, database: Database) -> None:
