@@ -41,6 +41,7 @@ async def evaluate(session: AsyncSession, tenant_id: str, now: datetime, every: 
     paused = turn.evaluated_at is None or now - turn.evaluated_at > PAUSE
     resumed_at = now if paused else turn.resumed_at
     rules = await store.find_enabled_rules(session, tenant_id)
+    await judging.prepare(session)
     if any(rule.window_seconds is not None for rule in rules.values()):
         await judging.remember(session, tenant_id, now)
     changes = await judging.find_changes(session, tenant_id, now, resumed_at) if rules else ()

@@ -85,13 +85,15 @@ SELECT :tenant_id, rule_id, instance_id, ARRAY[measured_at], ARRAY[value] FROM (
 LEFT JOIN alert_states s USING (rule_id, instance_id)
 WHERE value IS NOT NULL AND measured_at IS NOT NULL AND (
     s.rule_id IS NULL OR cardinality(s.times) = 0
-    OR measured_at >= s.times[cardinality(s.times)] + make_interval(secs => window_seconds / {POINTS}.0),
-    "host_metrics", "bad_apps", "now",
+    OR measured_at >= s.times[cardinality(s.times)] + make_interval(secs => window_seconds / {POINTS}.0)
 )
 ON CONFLICT (rule_id, instance_id) DO UPDATE SET
     times = (kept.times || excluded.times)[GREATEST(1, cardinality(kept.times) - {POINTS - 1}):],
     points = (kept.points || excluded.points)[GREATEST(1, cardinality(kept.times) - {POINTS - 1}):]
-"""  # noqa: S608 - constants only
+""",  # noqa: S608 - constants only
+    "host_metrics",
+    "bad_apps",
+    "now",
 )
 
 # `found` is what is compared with the limit, `since` when that began. Null for `beyond` is that nobody can tell: then
@@ -102,7 +104,7 @@ _JUDGE = _sql(
         r.horizon_seconds, i.id AS instance_id, i.name AS instance_name, i.apps,
         COALESCE(p.last_seen_at, i.created_at) AS heard_at, COALESCE(i.backup_at, i.created_at) AS backed_up_at,
         p.measured_at, {_VALUE}
-), found AS (
+), weighed AS (
     SELECT seen.*, s.since AS noted_since, COALESCE(lost.since, :now) AS begun_at, lost.is_so AS is_lost,
         CASE kind
             WHEN 'threshold' THEN value
@@ -132,7 +134,7 @@ _JUDGE = _sql(
         WHERE x.age >= window_seconds * -(1 + 1.0 / {POINTS})
     ) course ON kind IN ('rate', 'forecast')
 ), judged AS (
-    SELECT found.*, COALESCE(noted_since, begun_at) AS since,
+    SELECT weighed.*, COALESCE(noted_since, begun_at) AS since,
         CASE operator
             WHEN '>' THEN found > limit_value
             WHEN '>=' THEN found >= limit_value
@@ -140,8 +142,7 @@ _JUDGE = _sql(
             WHEN '<=' THEN found <= limit_value
             ELSE is_lost
         END AS beyond
-    FROM found,
-    "host_metrics", "bad_apps", "now", "resumed_at",
+    FROM weighed
 )
 SELECT j.rule_id, j.instance_id, j.instance_name, j.found::float8 AS found, j.value, j.beyond, j.since,
     j.noted_since IS NULL AS is_new, a.id AS alert_id,
@@ -157,19 +158,23 @@ WHERE CASE WHEN j.beyond
     ELSE j.beyond IS NOT NULL AND (j.noted_since IS NOT NULL OR a.id IS NOT NULL)
 END
 ORDER BY j.rule_id, j.instance_id
-"""  # noqa: S608 - constants only
+""",  # noqa: S608 - constants only
+    "host_metrics",
+    "bad_apps",
+    "now",
+    "resumed_at",
 )
 _UNWATCHED = _sql(
     f"""{_PAIRS}, forgotten AS (
     DELETE FROM alert_states s WHERE tenant_id = :tenant_id AND NOT EXISTS (
         SELECT FROM pairs WHERE pairs.rule_id = s.rule_id AND pairs.instance_id = s.instance_id
-    ),
-    "host_metrics",
+    )
 )
 SELECT a.id FROM alerts a WHERE a.tenant_id = :tenant_id AND a.status <> 'resolved' AND NOT EXISTS (
     SELECT FROM pairs WHERE pairs.rule_id = a.rule_id AND pairs.instance_id = a.instance_id
 )
-"""  # noqa: S608 - constants only
+""",  # noqa: S608 - constants only
+    "host_metrics",
 )
 _BEGIN = _sql(
     "INSERT INTO alert_states AS kept (tenant_id, rule_id, instance_id, since) "
@@ -247,15 +252,18 @@ class Change(msgspec.Struct, frozen=True):
     down: list[str] | None
 
 
+async def prepare(session: AsyncSession) -> None:
+    """Before the others, once in a transaction."""
+    await session.execute(_PLAIN)
+
+
 async def remember(session: AsyncSession, tenant_id: str, now: datetime) -> None:
     """Add to the windows of rates and forecasts what was measured since, where the next point is due."""
-    await session.execute(_PLAIN)
     await session.execute(_REMEMBER, {"tenant_id": tenant_id, "now": now, **_LOOKING, "bad_apps": sorted(BAD_APPS)})
 
 
 async def find_changes(session: AsyncSession, tenant_id: str, now: datetime, resumed_at: datetime) -> Sequence[Change]:
     """What has changed since the last evaluation, for every enabled rule and every instance that it watches."""
-    await session.execute(_PLAIN)
     values = {"tenant_id": tenant_id, "now": now, "resumed_at": resumed_at, **_LOOKING, "bad_apps": sorted(BAD_APPS)}
     return [Change(*row) for row in await session.execute(_JUDGE, values)]
 

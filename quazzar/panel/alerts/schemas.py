@@ -47,6 +47,8 @@ Metric = Literal[HostMetric, StandingMetric]
 Sign = Literal["heartbeat", "backup", HostMetric]
 """What may be missing: any sign of life, a backup, or a value."""
 
+_AnyMetric = Literal[Sign, StandingMetric]
+
 Operator = Literal[">", ">=", "<", "<="]
 
 HOST_METRICS: tuple[str, ...] = get_args(HostMetric)
@@ -179,7 +181,7 @@ class AlertRuleUpdate(In):
 
     name: Line | UnsetType = UNSET
     severity: Severity | UnsetType = UNSET
-    metric: Sign | StandingMetric | UnsetType = UNSET
+    metric: _AnyMetric | UnsetType = UNSET
     operator: Operator | UnsetType = UNSET
     value: Limit | UnsetType = UNSET
     for_seconds: Annotated[int, Meta(ge=0, le=30 * _DAY)] | UnsetType = UNSET
