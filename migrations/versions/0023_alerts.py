@@ -165,6 +165,7 @@ def _rules() -> None:
         _text("channel_id"),
         _text("tenant_id"),
         sa.PrimaryKeyConstraint("rule_id", "channel_id", name="pk_alert_rule_channels"),
+        _of_tenant("alert_rule_channels"),
         _of("alert_rule_channels", "rule_id", "alert_rules"),
         _of("alert_rule_channels", "channel_id", "notification_channels", None),
     )

@@ -100,10 +100,14 @@ class AlertRule(Base):
 
 
 class AlertRuleChannel(Base):
-    """Where a rule tells, when that is not everywhere. A channel that a rule names can't be deleted."""
+    """Where a rule tells, when that is not everywhere. A channel that a rule names can't be deleted.
+
+    The tenant is named as such, so that with a tenant these go before anybody looks whether its channels are named.
+    """
 
     __tablename__ = "alert_rule_channels"
     __table_args__ = (
+        ForeignKeyConstraint(["tenant_id"], ["tenants.id"], ondelete="CASCADE"),
         _of_rule(),
         ForeignKeyConstraint(
             ["tenant_id", "channel_id"], ["notification_channels.tenant_id", "notification_channels.id"]

@@ -7,9 +7,10 @@ from typing import Any, Final
 from quazzar.channels.schemas import Notification
 from quazzar.panel.alerts.judging import Change
 
-MOST_TOLD: Final = 20
-"""How many alerts a notification names of those that fired, and of those that are over; the rest it counts."""
-_LONGEST_NAME: Final = 100
+MOST_TOLD: Final = 12
+"""How many alerts a notification names of those that fired, and of those that are over; the rest it counts. So it
+stays below 20 KB, which receivers of webhooks can be asked to take.
+"""
 
 _UNITS: Final = {
     "_bytes_per_second": "bytes/s",
@@ -117,12 +118,12 @@ def duration(seconds: float) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    shown = [_cut(name) for name in names[:5]]
+    shown = [_cut(name, 40) for name in names[:5]]
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _cut(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+def _cut(name: str, most: int = 100) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def notification_of(rule: Any, fired: Sequence[Any], over: Sequence[Any], url: str) -> Notification:
