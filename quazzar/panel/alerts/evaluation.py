@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, cast
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.alerts.events import AlertFired, Severity
@@ -20,16 +21,23 @@ from quazzar.panel.alerts.ending import end_alerts
 from quazzar.panel.alerts.judging import Change
 from quazzar.panel.alerts.wording import reason_of
 
-GROUP: Final = timedelta(seconds=30)
-"""How long the first alert of a rule waits for others that fire with it, so that they are told together."""
 FLAP: Final = timedelta(minutes=5)
 """What comes back so soon is the same alert; that it is over is told when it has stayed so for as long."""
 PAUSE: Final = timedelta(minutes=2)
 """No evaluation for longer than this: the panel itself was away, and heard nobody."""
 
 
-async def evaluate(session: AsyncSession, tenant_id: str, now: datetime, every: timedelta) -> bool | None:
-    """Judge all rules of the tenant, whose scope the transaction has, as of `now`; the next time is `every` later.
+class Pace(msgspec.Struct, frozen=True):
+    """How often a tenant is evaluated, and how long the first alert of a rule waits for others that fire with it, so
+    that they are told together.
+    """
+
+    every: timedelta
+    group: timedelta
+
+
+async def evaluate(session: AsyncSession, tenant_id: str, now: datetime, pace: Pace) -> bool | None:
+    """Judge all rules of the tenant, whose scope the transaction has, as of `now`.
 
     None when it is not due or another process is at it, else whether anything is to be told by now.
     """
@@ -48,7 +56,7 @@ async def evaluate(session: AsyncSession, tenant_id: str, now: datetime, every: 
     beyond = [one for one in changes if one.beyond]
     within = [one for one in changes if not one.beyond]
     await judging.begin(session, tenant_id, [one for one in beyond if one.is_new])
-    await _fire(session, tenant_id, rules, [one for one in beyond if one.fires], now)
+    await _fire(session, tenant_id, rules, [one for one in beyond if one.fires], now, pace.group)
     await judging.calm(session, tenant_id, within)
     over = [one.alert_id for one in within if one.alert_id is not None]
     await _end(session, tenant_id, over, "It is within its limit again", now)
@@ -56,7 +64,7 @@ async def evaluate(session: AsyncSession, tenant_id: str, now: datetime, every: 
     await _end(session, tenant_id, unwatched, "The rule does not watch it any more", now)
     if any(rule.repeat_seconds is not None for rule in rules.values()):
         await judging.repeat(session, tenant_id, now)
-    await store.end_turn(session, tenant_id, evaluated_at=now, resumed_at=resumed_at, due_at=now + every)
+    await store.end_turn(session, tenant_id, evaluated_at=now, resumed_at=resumed_at, due_at=now + pace.every)
     return await store.has_due_notices(session, tenant_id, now)
 
 
@@ -65,7 +73,12 @@ async def _end(session: AsyncSession, tenant_id: str, ids: Sequence[str], reason
 
 
 async def _fire(
-    session: AsyncSession, tenant_id: str, rules: Mapping[str, Any], changes: Sequence[Change], now: datetime
+    session: AsyncSession,
+    tenant_id: str,
+    rules: Mapping[str, Any],
+    changes: Sequence[Change],
+    now: datetime,
+    group: timedelta,
 ) -> None:
     """Open the alert that was over a moment ago again, else a new one, which is to be told."""
     if not changes:
@@ -92,7 +105,7 @@ async def _fire(
             places = {"id": alert_id, "rule_id": change.rule_id, "instance_id": change.instance_id}
             times = {"fired_at": now, "muted_until": mutes.get(pair)}
             made.append({**places, **found, **times, "metric": rule.metric, "status": "firing"})
-            notices.append({"rule_id": rule.id, "alert_id": alert_id, "kind": "fired", "due_at": now + GROUP})
+            notices.append({"rule_id": rule.id, "alert_id": alert_id, "kind": "fired", "due_at": now + group})
         _announce(session, tenant_id, alert_id, change, found, rule)
     await store.update_alerts(session, tenant_id, updated)
     await store.add_alerts(session, tenant_id, made)

@@ -10,7 +10,7 @@ import structlog
 
 from quazzar.core.db import Database
 from quazzar.panel.alerts import store, upkeep
-from quazzar.panel.alerts.evaluation import evaluate
+from quazzar.panel.alerts.evaluation import Pace, evaluate
 from quazzar.panel.alerts.notices import tell_due
 from quazzar.settings import Settings
 
@@ -36,7 +36,8 @@ class Watch:
     ) -> None:
         # Values come with heartbeats: to look much more often than those finds nothing new.
         usual = min(EVERY_SECONDS, max(1.0, settings.agent.heartbeat_seconds / 2))
-        self._every = timedelta(seconds=usual if every_seconds is None else every_seconds)
+        every = usual if every_seconds is None else every_seconds
+        self._pace = Pace(timedelta(seconds=every), timedelta(seconds=2 * usual))
         self._database = database
         self._settings = settings
         self._panel_url = panel_url
@@ -52,7 +53,7 @@ class Watch:
                 await self._task
 
     async def _step_often(self) -> None:
-        pause = min(5.0, self._every.total_seconds() / 3)
+        pause = min(5.0, self._pace.every.total_seconds() / 3)
         while True:
             await asyncio.sleep(pause)
             try:
@@ -79,12 +80,12 @@ class Watch:
 
     async def _postpone(self, tenant_id: str, now: datetime) -> None:
         async with self._database.begin(tenant=tenant_id) as session:
-            await store.end_turn(session, tenant_id, due_at=now + self._every)
+            await store.end_turn(session, tenant_id, due_at=now + self._pace.every)
 
     async def look(self, tenant_id: str, now: datetime) -> None:
         """Evaluate one tenant if it is due and nobody else does, and tell what is to be told."""
         async with self._database.begin(tenant=tenant_id) as session:
-            something = await evaluate(session, tenant_id, now, self._every)
+            something = await evaluate(session, tenant_id, now, self._pace)
         if something:
             async with self._database.begin(tenant=tenant_id) as session:
                 await store.lock_turn(session, tenant_id)

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from quazzar.core.db import Database
 from quazzar.panel.alerts import evaluation
 from quazzar.panel.alerts.defaults import DEFAULTS
+from quazzar.panel.alerts.evaluation import Pace
 from quazzar.panel.alerts.schemas import AlertMute
 from tests.factories.accounts import make_member
 from tests.panel.alerts.conftest import START, Lab, add_instance
@@ -382,7 +383,7 @@ async def test_one_tenant_that_fails_holds_up_no_other(lab: Lab, monkeypatch: py
 
     monkeypatch.setattr("quazzar.panel.alerts.process.evaluate", fails)
     watch = lab.watcher()
-    watch._every = timedelta(seconds=15)
+    watch._pace = Pace(timedelta(seconds=15), timedelta(seconds=30))
     await watch.step(lab.now)
     assert len(await lab.alerts()) == 1
     monkeypatch.undo()

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
-from quazzar.panel.alerts.evaluation import FLAP, GROUP
+from quazzar.panel.alerts.evaluation import FLAP
 from quazzar.panel.alerts.schemas import AlertMute
 from quazzar.settings import Settings
 from tests.panel.alerts.conftest import START, make_lab, set_clocks
 
 FOR = timedelta(seconds=60)
+GROUP = timedelta(seconds=30)
 LOOK = st.tuples(st.just("look"), st.sampled_from([15, 30, 60, 105]), st.sampled_from([95, 95, 50, None]))
 ACT = st.tuples(st.sampled_from(["acknowledge", "resolve", "mute", "restart"]), st.just(0), st.just(None))
 
