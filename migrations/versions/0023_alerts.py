@@ -183,7 +183,7 @@ def _rules() -> None:
         _of("alert_states", "instance_id", "fleet_instances"),
         postgresql_with={"fillfactor": "70"},
     )
-    op.create_index("ix_alert_states_tenant_id_instance_id", "alert_states", ["tenant_id", "instance_id"])
+    op.create_index("ix_alert_states_instance_id", "alert_states", ["instance_id"])
 
 
 def _alerts() -> None:

@@ -50,25 +50,28 @@ async def evaluate(session: AsyncSession, tenant_id: str, now: datetime, pace: P
     resumed_at = now if paused else turn.resumed_at
     rules = await store.find_enabled_rules(session, tenant_id)
     await judging.prepare(session)
-    if any(rule.window_seconds is not None for rule in rules.values()):
-        await judging.remember(session, tenant_id, now)
-    changes = await judging.find_changes(session, tenant_id, now, resumed_at) if rules else ()
+    changes = [
+        change
+        for rule in rules.values()
+        for change in await judging.find_changes(session, tenant_id, rule, now, resumed_at)
+    ]
     beyond = [one for one in changes if one.beyond]
-    within = [one for one in changes if not one.beyond]
     await judging.begin(session, tenant_id, [one for one in beyond if one.is_new])
     await _fire(session, tenant_id, rules, [one for one in beyond if one.fires], now, pace.group)
+    within = [one for one in changes if one.beyond is False]
     await judging.calm(session, tenant_id, within)
-    over = [one.alert_id for one in within if one.alert_id is not None]
-    await _end(session, tenant_id, over, "It is within its limit again", now)
-    unwatched = await judging.find_unwatched(session, tenant_id)
-    await _end(session, tenant_id, unwatched, "The rule does not watch it any more", now)
+    await _end(session, tenant_id, within, "It is within its limit again", now)
+    gone = [one for one in changes if one.beyond is None]
+    await judging.forget(session, tenant_id, gone)
+    await _end(session, tenant_id, gone, "The rule does not watch it any more", now)
     if any(rule.repeat_seconds is not None for rule in rules.values()):
         await judging.repeat(session, tenant_id, now)
     await store.end_turn(session, tenant_id, evaluated_at=now, resumed_at=resumed_at, due_at=now + pace.every)
     return await store.has_due_notices(session, tenant_id, now)
 
 
-async def _end(session: AsyncSession, tenant_id: str, ids: Sequence[str], reason: str, now: datetime) -> None:
+async def _end(session: AsyncSession, tenant_id: str, changes: Sequence[Change], reason: str, now: datetime) -> None:
+    ids = [one.alert_id for one in changes if one.alert_id is not None]
     await end_alerts(session, tenant_id, ids, reason=reason, now=now, told_at=now + FLAP)
 
 

@@ -131,7 +131,7 @@ class AlertState(Base):
         ForeignKeyConstraint(
             ["tenant_id", "instance_id"], ["fleet_instances.tenant_id", "fleet_instances.id"], ondelete="CASCADE"
         ),
-        Index(None, "tenant_id", "instance_id"),
+        Index(None, "instance_id"),
     )
 
     rule_id: Mapped[str] = mapped_column(_Id, primary_key=True)
