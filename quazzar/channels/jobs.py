@@ -7,6 +7,7 @@ import msgspec
 from quazzar.channels import store
 from quazzar.channels.sealing import live_secrets
 from quazzar.channels.store import Scope
+from quazzar.core.crypto import SealBroken
 from quazzar.core.jobs import KEYRING, JobFailed, JobRun, Resource, RetryLater, job
 from quazzar.core.outbound import OutboundPolicy
 from quazzar.core.outbound_http import OutboundHttp
@@ -23,7 +24,7 @@ class Sending(msgspec.Struct, frozen=True):
 SENDING: Resource[Sending] = Resource("way to channels")
 
 
-@job("channels.deliver", concurrency=8, max_attempts=100, timeout_seconds=60)
+@job("channels.deliver", concurrency=32, max_attempts=100, timeout_seconds=60)
 async def deliver(run: JobRun, channel_id: str, message_id: str, event: str, body: str) -> None:
     """One attempt; the schedule of the settings ends them. The message keeps its id, so a second copy is known."""
     sending = run.resources[SENDING]
@@ -32,7 +33,10 @@ async def deliver(run: JobRun, channel_id: str, message_id: str, event: str, bod
         channel = await store.get_channel(scope, session, channel_id)
     if channel is None or not channel.enabled:
         return
-    secrets = live_secrets(run.resources[KEYRING], channel, datetime.now(UTC))
+    try:
+        secrets = live_secrets(run.resources[KEYRING], channel, datetime.now(UTC))
+    except SealBroken:
+        raise JobFailed("The signing secret can't be opened: the key that it was sealed with is gone") from None
     http = OutboundHttp(sending.policy)
     try:
         outcome = await send(http, channel.url, secrets, Message(message_id, event, body.encode()))

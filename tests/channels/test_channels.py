@@ -14,6 +14,7 @@ from sqlalchemy import text
 from quazzar.app import gate_config
 from quazzar.channels import service, store
 from quazzar.channels.schemas import Notification
+from quazzar.channels.sealing import open_sealed
 from quazzar.channels.service import one_line, reseal, tell
 from quazzar.channels.store import Scope
 from quazzar.core.crypto import Keyring, SealBroken
@@ -394,7 +395,7 @@ async def test_secrets_are_sealed_and_resealed(
         assert await reseal(session, ring) >= 2
     assert all(value[2 : 2 + value[1]].decode() == ring.current for value in await sealed())
     with pytest.raises(SealBroken):
-        service.sealing.open_sealed(ring, new_id("chn"), (await sealed())[0])
+        open_sealed(ring, new_id("chn"), (await sealed())[0])
     async with app.database.begin() as session:
         await reseal(session, Keyring({keyring.current: ring._keys[keyring.current]} | ring._keys))
     assert (await client.post(f"{CHANNELS}/{made['id']}/test", headers=owner)).json()["status"] == "delivered"

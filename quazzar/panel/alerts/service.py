@@ -56,6 +56,7 @@ class AlertService:
         """End it by hand; nothing changes for one that is over. What is still beyond its limit counts as being so since
         now, and fires as a new alert once that is long enough. Raises `AlertNotFound`.
         """
+        await store.lock_turn(self._session, self._tenant)
         before = await self.get(alert_id, lock=True)
         if before.status == "resolved":
             return before
@@ -89,4 +90,4 @@ class AlertService:
 
 
 def _recorded(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
+    return value if value is None or isinstance(value, str) else value.isoformat()

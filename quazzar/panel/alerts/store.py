@@ -52,8 +52,16 @@ async def add_turn(session: AsyncSession, tenant_id: str) -> None:
     await session.execute(statement.on_conflict_do_update(index_elements=keys, set_={"seeded": True}))
 
 
+# A row that names its tenant holds that one's row against deletion. It is held first of all, since whoever deletes a
+# tenant goes the same way: from the tenant to its turn.
+_HOLD = text("SELECT id FROM tenants WHERE id = :tenant_id FOR KEY SHARE SKIP LOCKED")
+_WAIT = text("SELECT id FROM tenants WHERE id = :tenant_id FOR KEY SHARE")
+
+
 async def take_turn(session: AsyncSession, tenant_id: str, now: datetime) -> Found | None:
     """The tenant's turn, locked, if it is due and nobody else has it."""
+    if (await session.execute(_HOLD, {"tenant_id": tenant_id})).one_or_none() is None:
+        return None
     query = select(AlertTurn.evaluated_at, AlertTurn.resumed_at, AlertTurn.seeded).where(
         AlertTurn.tenant_id == tenant_id, AlertTurn.due_at <= now
     )
@@ -61,7 +69,8 @@ async def take_turn(session: AsyncSession, tenant_id: str, now: datetime) -> Fou
 
 
 async def lock_turn(session: AsyncSession, tenant_id: str) -> None:
-    """Wait until nobody evaluates the tenant, and keep others from it: for changes of rules, and for telling."""
+    """Wait until nobody evaluates the tenant, and keep others from it: to change rules, end alerts, or tell of them."""
+    await session.execute(_WAIT, {"tenant_id": tenant_id})
     query = select(AlertTurn.tenant_id).where(AlertTurn.tenant_id == tenant_id)
     await session.execute(query.with_for_update())
 

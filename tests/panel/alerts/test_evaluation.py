@@ -8,10 +8,15 @@ import pytest
 from sqlalchemy import text
 
 from quazzar.core.db import Database
-from quazzar.panel.alerts import evaluation
+from quazzar.core.jobs import JobRun, Resources
+from quazzar.panel.alerts import evaluation, judging
 from quazzar.panel.alerts.defaults import DEFAULTS
 from quazzar.panel.alerts.evaluation import Pace
+from quazzar.panel.alerts.jobs import prune
+from quazzar.panel.alerts.process import Watch
 from quazzar.panel.alerts.schemas import AlertMute
+from quazzar.panel.fleet.service import revoke
+from quazzar.panel.tenants import store as tenants
 from tests.factories.accounts import make_member
 from tests.panel.alerts.conftest import START, Lab, add_instance
 
@@ -424,3 +429,76 @@ async def test_a_mute_holds_for_the_next_alert_too(lab: Lab) -> None:
     first, second = await lab.alerts()
     assert first["muted_until"] == second["muted_until"]
     assert await lab.told() == []
+
+
+async def test_users_and_evaluators_do_not_wait_for_each_other_in_a_ring(lab: Lab) -> None:
+    rule_id = await lab.rule()
+    many = [await lab.instance(f"n{number}", disk_percent=95) for number in range(20)]
+    await lab.look()
+    watchers = [lab.watcher() for _ in range(2)]
+
+    async def evaluate(watch: Watch) -> None:
+        for _ in range(20):
+            await watch.look(lab.tenant_id, lab.now)
+
+    async def resolve() -> None:
+        for row in reversed(await lab.alerts("firing")):
+            await lab.act("resolve", row["id"])
+
+    async def leave() -> None:
+        for each in many[:5]:
+            async with lab.database.begin(tenant=lab.tenant_id) as session:
+                await revoke(session, lab.tenant_id, each, "n", "It was deleted")
+
+    async def change() -> None:
+        for value in range(50, 60):
+            await lab.change(rule_id, value=value)
+
+    await asyncio.gather(*(evaluate(one) for one in watchers), resolve(), leave(), change())
+    await lab.looks(30)
+    assert {row["instance_id"] for row in await lab.alerts("firing")} == set(many[5:])
+
+
+async def test_a_tenant_may_be_deleted_while_it_is_evaluated(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    await lab.rule()
+    await lab.instance(disk_percent=95)
+    await lab.heard()
+    judged, deleting = asyncio.Event(), asyncio.Event()
+    usual = judging.begin
+
+    async def slowly(*args: Any) -> None:
+        judged.set()
+        await deleting.wait()
+        await asyncio.sleep(0.1)
+        await usual(*args)
+
+    async def delete() -> None:
+        await judged.wait()
+        async with lab.database.begin(tenant=lab.tenant_id) as session:
+            deleting.set()
+            await tenants.get_tenant(session, lab.tenant_id, lock=True)
+            await tenants.delete_tenant(session, lab.tenant_id)
+
+    monkeypatch.setattr("quazzar.panel.alerts.judging.begin", slowly)
+    lab.now += timedelta(seconds=15)
+    await asyncio.gather(lab.watch.look(lab.tenant_id, lab.now), delete())
+    assert await lab.alerts() == []
+    await lab.watch.look(lab.tenant_id, lab.now + timedelta(seconds=15))
+
+
+async def test_what_has_been_over_for_three_months_is_forgotten(lab: Lab) -> None:
+    await lab.rule()
+    one = await lab.instance(disk_percent=95)
+    await lab.instance("going", disk_percent=95)
+    await lab.look()
+    lab.set(one, disk_percent=1)
+    await lab.look()
+    run = JobRun(job_id="job_x", kind=prune.kind, attempt=1, database=lab.database, resources=Resources())
+    await prune(run)
+    assert len(await lab.alerts()) == 2
+    await lab.rows(
+        "UPDATE alerts SET fired_at = now() - interval '91 days',"
+        " resolved_at = CASE WHEN status = 'resolved' THEN now() - interval '91 days' END RETURNING id"
+    )
+    await prune(run)
+    assert [row["status"] for row in await lab.alerts()] == ["firing"]

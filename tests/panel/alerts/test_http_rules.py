@@ -209,21 +209,23 @@ async def test_all_that_is_wrong_is_said_at_once(
 
 
 async def test_a_body_that_is_no_object_can_not_be_read(client: httpx.AsyncClient, owner: Headers) -> None:
-    for body in ([], "threshold", 1, None):
+    bodies: list[Any] = [[], "threshold", 1, None]
+    for body in bodies:
         answer = await client.post(RULES, json=body, headers=owner)
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json"), body
 
 
 async def test_a_change_is_checked_as_a_whole(client: httpx.AsyncClient, owner: Headers) -> None:
     path = f"{RULES}/{(await create(client, owner))['id']}"
-    for body, fields in (
+    changes: list[tuple[dict[str, Any], set[str]]] = [
         ({"kind": "rate"}, {"kind"}),
         ({"window_seconds": 300, "horizon_seconds": 7_200}, {"window_seconds", "horizon_seconds"}),
         ({"metric": "heartbeat"}, {"metric"}),
         ({"for_seconds": 10**6}, {"for_seconds"}),
         ({"name": None, "value": None}, {"name", "value"}),
         ({"targets": {"instances": ["inst_" + "a" * 26]}, "name": "new"}, {"targets.instances.0"}),
-    ):
+    ]
+    for body, fields in changes:
         answer = await client.patch(path, json=body, headers=owner)
         assert (answer.status_code, set(answer.json()["details"])) == (422, fields), answer.text
     assert (await client.get(path, headers=owner)).json()["name"] == "Disk"
@@ -234,9 +236,9 @@ async def test_foreign_rules_instances_groups_and_channels_do_not_exist(
 ) -> None:
     made = await create(client, owner)
     path, nowhere = f"{RULES}/{made['id']}", f"{RULES}/rul_{'a' * 26}"
-    for method, body in (("GET", None), ("PATCH", {"name": "x"}), ("DELETE", None)):
-        foreign = await client.request(method, path, json=body, headers=eve)
-        unknown = await client.request(method, nowhere, json=body, headers=eve)
+    for method, change in (("GET", None), ("PATCH", {"name": "x"}), ("DELETE", None)):
+        foreign = await client.request(method, path, json=change, headers=eve)
+        unknown = await client.request(method, nowhere, json=change, headers=eve)
         assert foreign.status_code == unknown.status_code == 404
         assert foreign.json() | {"request_id": ""} == unknown.json() | {"request_id": ""}
     assert made["id"] not in {rule["id"] for rule in (await client.get(RULES, headers=eve)).json()}
