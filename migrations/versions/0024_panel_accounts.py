@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0024"
-down_revision = "0021"
+down_revision = "0023"
 
 _TENANT = "NULLIF(current_setting('app.tenant', true), '')"
 # Keys of an instance belong to no tenant. Who presents a key may see it before anything is known about them.

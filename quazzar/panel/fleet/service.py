@@ -16,7 +16,7 @@ from quazzar.core.records import audit, publish
 from quazzar.core.schema import given, in_utc
 from quazzar.link.metrics import measures
 from quazzar.link.tokens import new_token
-from quazzar.panel.alerts.open import end_with_instance, open_alerts
+from quazzar.panel.alerts.open import open_alerts
 from quazzar.panel.fleet import store
 from quazzar.panel.fleet.channel import CHANNEL, revoked
 from quazzar.panel.fleet.errors import (
@@ -302,7 +302,6 @@ async def revoke(session: AsyncSession, tenant_id: str, instance_id: str, name: 
         checks=[],
     )
     await end_membership(session, tenant_id, instance_id)
-    await end_with_instance(session, tenant_id, instance_id, "The instance left the fleet")
     audit(session, "instance.revoke", subject=instance_id, before={"name": name})
     publish(
         session,
