@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, DateTime, Integer, LargeBinary, SmallInteger, Text, func
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, Identity, Integer, LargeBinary, SmallInteger, Text, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from quazzar.core.db import Base
@@ -26,3 +26,13 @@ class PanelLink(Base):
     signing_key: Mapped[bytes] = mapped_column(LargeBinary)
     linked_at: Mapped[datetime] = mapped_column(_Time, server_default=func.now())
     left_at: Mapped[datetime | None] = mapped_column(_Time)
+
+
+class PanelSpool(Base):
+    """A `quazzar.link.messages.Sample` in msgpack that the panel has not got yet; sent in the order of the numbers."""
+
+    __tablename__ = "panel_spool"
+
+    number: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(_Time)
+    sample: Mapped[bytes] = mapped_column(LargeBinary)

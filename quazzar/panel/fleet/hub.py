@@ -7,11 +7,11 @@ one, and looks at all of its own anew when that line had a gap.
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-import msgspec
 import structlog
 from sqlalchemy import func, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,6 +32,7 @@ from quazzar.link.messages import (
     FromInstance,
     Heartbeat,
     Hello,
+    Kept,
     Leave,
     LinkProblem,
     Renew,
@@ -41,13 +42,12 @@ from quazzar.link.messages import (
     pack,
     unpack_from_instance,
 )
-from quazzar.link.metrics import measures
 from quazzar.panel.fleet import store, upkeep
 from quazzar.panel.fleet.authority import Authority, Identity, key_hash, read_request
 from quazzar.panel.fleet.channel import CHANNEL, moved
 from quazzar.panel.fleet.errors import RequestRefused
-from quazzar.panel.fleet.events import InstanceDegraded, InstanceOffline, InstanceOnline
-from quazzar.panel.fleet.health import failing, score_of
+from quazzar.panel.fleet.events import InstanceOffline
+from quazzar.panel.fleet.ingest import Ingest
 from quazzar.panel.fleet.models import FleetPresence
 from quazzar.panel.fleet.service import revoke
 
@@ -110,6 +110,7 @@ class Hub:
     def __init__(self, database: Database, heartbeat_seconds: float, panel_url: Callable[[], str]) -> None:
         self.database = database
         self.heartbeat_seconds = heartbeat_seconds
+        self.ingest = Ingest(database, heartbeat_seconds)
         self._panel_url = panel_url
         self._sockets: dict[str, Socket] = {}
         self._listener = Listener(database, [CHANNEL], lambda _, payload: self._told(payload), self._gap)
@@ -117,6 +118,7 @@ class Hub:
 
     async def start(self) -> None:
         await self._listener.start()
+        await self.ingest.start()
         self._go(self._sweep_often())
 
     async def stop(self) -> None:
@@ -124,6 +126,7 @@ class Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.ingest.stop()
 
     @property
     def connected(self) -> int:
@@ -223,6 +226,7 @@ class Hub:
         if abs(message.protocol - PROTOCOL) > 1:
             raise Closed(CLOSE_PROTOCOL, f"This panel speaks protocol {PROTOCOL}")
         socket.skew_seconds = (message.sent_at - datetime.now(UTC)).total_seconds()
+        self.ingest.greeted(socket)
         former = self._sockets.get(identity.instance_id)
         self._sockets[identity.instance_id] = socket
         if former is not None:
@@ -255,7 +259,7 @@ class Hub:
     async def _handle(self, socket: Socket, authority: Authority, message: FromInstance | None) -> None:
         match message:
             case Heartbeat():
-                await self._heard(socket.identity, socket.skew_seconds, message)
+                await self.ingest.heard(socket, message)
             case Renew():
                 await self._renew(socket, authority, message)
             case Leave():
@@ -269,50 +273,12 @@ class Hub:
                 if self.work is not None:
                     await self.work.reported(socket, message)
             case Samples():
-                pass
+                await self.ingest.keep(socket, message)
+                await socket.send(Kept(batch=message.batch))
             case Hello():
                 raise Closed(CLOSE_REFUSED, "A greeting comes once")
             case None:
                 pass
-
-    async def _heard(self, identity: Identity, skew_seconds: float, message: Heartbeat) -> None:
-        """Write a heartbeat down: presence always, the rest only where it has changed."""
-        now = datetime.now(UTC)
-        async with self.database.begin(tenant=identity.tenant_id) as session:
-            values: dict[str, Any] = {}
-            if message.measured is not None:
-                values = {"measured": message.measured, "measured_at": func.clock_timestamp()}
-            await _seen(session, identity, **values)
-            row = await store.get_standing(session, identity.tenant_id, identity.instance_id)
-            if row is None or row.status == "revoked":
-                raise Closed(CLOSE_REVOKED, "The instance was revoked")
-            changes: dict[str, Any] = {}
-            if message.state is not None:
-                changes = _described(message)
-            apps = changes.get("apps", row.apps)
-            checks = failing(
-                measures(message.measured),
-                apps,
-                skew_seconds=skew_seconds,
-                certificate_expires_at=row.certificate_expires_at,
-                now=now,
-            )
-            shown = msgspec.to_builtins(checks)
-            if shown != row.checks:
-                changes |= {"checks": shown, "health_score": score_of(checks)}
-            status = "degraded" if checks else "online"
-            reason = "; ".join(check.reason for check in checks) or None
-            if status != row.status:
-                changes |= {
-                    "status": status,
-                    "status_since": func.clock_timestamp(),
-                    "health_score": score_of(checks),
-                }
-                _announce(session, identity, row, status, reason)
-            if reason != row.status_reason:
-                changes["status_reason"] = reason
-            if changes:
-                await store.update_instance(session, identity.tenant_id, identity.instance_id, **changes)
 
     async def _renew(self, socket: Socket, authority: Authority, message: Renew) -> None:
         identity = socket.identity
@@ -338,9 +304,13 @@ class Hub:
     async def _sweep_often(self) -> None:
         while True:
             await asyncio.sleep(min(2.0, self.heartbeat_seconds / 4))
+            # While the panel itself was away nobody could be heard: silence counts from when it is back.
+            if time.monotonic() - self.ingest.healthy_since < MISSED_HEARTBEATS * self.heartbeat_seconds:
+                continue
             try:
                 await self.sweep()
             except Exception as error:  # noqa: BLE001 - the database is away for a moment; the next look tells as much
+                self.ingest.healthy_since = time.monotonic()
                 log.debug("Silent instances could not be looked for", cause=type(error).__name__)
 
     async def sweep(self) -> None:
@@ -351,24 +321,6 @@ class Hub:
             for row in await upkeep.silence(session, seconds, reason):
                 gone = InstanceOffline(instance_id=row.id, name=row.name, reason=reason)
                 publish(session, gone, subject=row.id, realm="panel", tenant_id=row.tenant_id)
-
-
-def _described(message: Heartbeat) -> dict[str, Any]:
-    state = message.state
-    assert state is not None
-    facts = {name: getattr(state.facts, name) for name in ("version", "hostname", "os", "arch")}
-    amounts = {name: getattr(state.facts, name) for name in ("cpu_cores", "memory_bytes", "disk_bytes")}
-    apps = msgspec.to_builtins(state.apps)
-    return facts | amounts | {"apps": apps, "backup_at": state.backup_at, "state_hash": message.state_hash}
-
-
-def _announce(session: AsyncSession, identity: Identity, row: Any, status: str, reason: str | None) -> None:
-    event: InstanceOnline | InstanceDegraded
-    if status == "degraded":
-        event = InstanceDegraded(instance_id=identity.instance_id, name=row.name, reason=reason or "")
-    else:
-        event = InstanceOnline(instance_id=identity.instance_id, name=row.name)
-    publish(session, event, subject=identity.instance_id, realm="panel", tenant_id=identity.tenant_id)
 
 
 async def _seen(session: AsyncSession, identity: Identity, **values: Any) -> None:
