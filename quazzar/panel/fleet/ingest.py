@@ -52,6 +52,10 @@ Row = tuple[str, str, str, datetime | None, list[float | None] | None, float | N
 """A `fleet_reading`: tenant, instance, app, when, values, and for a heartbeat how many seconds ago it came."""
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 class Line(Protocol):
     """What ingestion needs to know of an open line."""
 
@@ -90,7 +94,7 @@ class _Beat:
         self.line = line
         self.message = message
         self.came_at = time.monotonic()
-        self.time = datetime.now(UTC)
+        self.time = _now()
         self.at: datetime | None = None
         self.measured: list[float | None] | None = None
         self.app_rows: list[Row] | None = None
@@ -285,7 +289,7 @@ class Ingest:
 
     async def _ready(self) -> None:
         """There are partitions for what comes, once a day looked after here too: nothing waits for a schedule."""
-        now = datetime.now(UTC)
+        now = _now()
         if self._ready_for != now.date():
             async with self.database.begin() as session:
                 await keep_partitions(session, now)
@@ -319,7 +323,7 @@ class Ingest:
 
     def _rows_of_past(self, past: _Past) -> list[Row]:
         identity = past.line.identity
-        known, now = self._of(past.line), datetime.now(UTC)
+        known, now = self._of(past.line), _now()
         rows: list[Row] = []
         for point in past.message.points:
             at = self._taken_at(known, point.at - known.shift, now)
@@ -367,7 +371,7 @@ class Ingest:
 
     async def _compare(self, session: AsyncSession, beats: Sequence[_Beat], found: Mapping[str, Any]) -> None:
         """Write what heartbeats show to be other than before, and announce it."""
-        now = datetime.now(UTC)
+        now = _now()
         # Another process may have been told more than this one remembers.
         told = [beat for beat in beats if beat.message.state is None]
         unknown = [
@@ -467,7 +471,7 @@ _STAND = text(
 
 async def _mark_late(session: AsyncSession, rows: Sequence[Row]) -> None:
     """Samples of what may be summed up already leave a mark, by which that is done again."""
-    before = late_before(datetime.now(UTC))
+    before = late_before(_now())
     late = sorted({(instance_id, began(at, HOUR)) for _, instance_id, _, at, _, _ in rows if at and at < before})
     if late:
         await session.execute(_MARK, {"instances": [one for one, _ in late], "hours": [at for _, at in late]})

@@ -84,8 +84,8 @@ _SUMS_ANEW: Final = {
     HOUR: text(_OF_FIVE_MINUTES.format(where=_MARKED.format(table="fleet_five_minutes")) + _WHOLE),
 }
 
-_PLACE = text("SELECT done_until, clock_timestamp() FROM fleet_rollups WHERE step_seconds = :step FOR UPDATE")
-_OLDEST = text("SELECT min(at), clock_timestamp() FROM fleet_samples")
+_PLACE = text("SELECT done_until FROM fleet_rollups WHERE step_seconds = :step FOR UPDATE")
+_OLDEST = text("SELECT min(at) FROM fleet_samples")
 _BEGIN = text("INSERT INTO fleet_rollups (step_seconds, done_until) VALUES (:step, :at) ON CONFLICT DO NOTHING")
 _MOVE = text("UPDATE fleet_rollups SET done_until = :until WHERE step_seconds = :step")
 _PROGRESS = text("SELECT done_until FROM fleet_rollups WHERE step_seconds = :step")
@@ -98,35 +98,30 @@ _TAKE_MARKS = text(
 )
 
 
-async def roll_up(database: Database, *, longest: int = 1000) -> int:
-    """Bring five minutes and hours up to date; gives how many steps were summed up.
-
-    Each step is a transaction of its own; after `longest` of them the rest is left to the next time. Any number of
-    processes may do it at once: one works, the others wait for it and find nothing left.
+async def roll_up(database: Database, now: datetime) -> None:
+    """Bring five minutes and hours up to date. Each step is a transaction of its own. Any number of processes may do it
+    at once: one works, the others wait for it and find nothing left.
     """
-    done = 0
     for step in (FIVE_MINUTES, HOUR):
-        while done < longest and await _next_step(database, step):
-            done += 1
-    while done < longest and await _next_marks(database):
-        done += 1
-    return done
+        while await _next_step(database, step, now):
+            pass
+    while await _next_marks(database):
+        pass
 
 
-async def _next_step(database: Database, step: int) -> bool:
+async def _next_step(database: Database, step: int, now: datetime) -> bool:
+    """Sum up the oldest step that is not; False when it is not over yet."""
     async with database.begin() as session:
         await see_all_tenants(session)
-        row = (await session.execute(_PLACE, {"step": step})).one_or_none()
-        if row is None:
-            await session.execute(_PATIENCE)
-            oldest, now = (await session.execute(_OLDEST)).one()
+        await session.execute(_PATIENCE)
+        since = (await session.execute(_PLACE, {"step": step})).scalar_one_or_none()
+        if since is None:
+            oldest = (await session.execute(_OLDEST)).scalar_one()
             await session.execute(_BEGIN, {"step": step, "at": began(oldest or now - AFTER, step)})
             return oldest is not None
-        since, now = row
         until = since + timedelta(seconds=step)
         if until + AFTER > now or (step == HOUR and until > await _done(session, FIVE_MINUTES)):
             return False
-        await session.execute(_PATIENCE)
         await session.execute(_SUMS[step], {"since": since, "until": until})
         await session.execute(_MOVE, {"step": step, "until": until})
         return True

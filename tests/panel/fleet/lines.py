@@ -1,5 +1,6 @@
 """Instances as rows, and lines to them that are not open: what is told on them is written by a real ingestion."""
 
+import asyncio
 import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -70,9 +71,11 @@ def state_of(*apps: AppFacts, name: str = "server") -> State:
     return State(facts=facts, apps=list(apps))
 
 
-def beat(*measured: float | None, ago_seconds: float = 0, state: State | None = None, **apps: list[Any]) -> Heartbeat:
+def beat(
+    *measured: float | None, sent_at: datetime | None = None, state: State | None = None, **apps: list[Any]
+) -> Heartbeat:
     return Heartbeat(
-        sent_at=datetime.now(UTC) - timedelta(seconds=ago_seconds),
+        sent_at=sent_at or datetime.now(UTC),
         state_hash="" if state is None else state.hash(),
         measured=list(measured) or None,
         app_measured=apps,
@@ -90,8 +93,6 @@ async def tell(ingest: Ingest, line: Told, message: Heartbeat | Samples) -> None
         await ingest.heard(line, message)
         await ingest.write_beats()
     else:
-        import asyncio  # noqa: PLC0415
-
         kept = asyncio.create_task(ingest.keep(line, message))
         await asyncio.sleep(0)
         await ingest.write_past()

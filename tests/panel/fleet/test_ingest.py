@@ -140,7 +140,7 @@ async def test_another_process_knows_the_apps_that_were_told_to_the_first(
 async def test_odd_values_are_no_values(ada: Tenant, database: Database, ingest: Ingest) -> None:
     line = await make_instance(database, ada.id)
     await tell(ingest, line, beat(1.0, state=state_of(*app_facts("app_one"))))
-    odd = [math.nan, math.inf, -math.inf, 1e300, 2.0**63, 7.0]
+    odd: list[float | None] = [math.nan, math.inf, -math.inf, 1e300, 2.0**63, 7.0]
     message = beat(*odd)
     message.app_measured = {"app_one": odd, "app_none": [1.0], "": [9.0], "app_other": [1.0]}
     # As they arrive: through the wire's own limits.
@@ -222,7 +222,7 @@ async def test_times_are_those_of_the_panel(ahead: float, ada: Tenant, database:
     told = now - timedelta(hours=3) + timedelta(seconds=ahead)
     for _ in range(2):
         await tell(ingest, line, past(told))
-    await tell(ingest, line, beat(1.0, ago_seconds=-ahead))
+    await tell(ingest, line, beat(1.0, sent_at=datetime.now(UTC) + timedelta(seconds=ahead)))
     (old, live) = [row.at for row in await samples_of(database, line)]
     assert abs(old - (now - timedelta(hours=3))) < timedelta(seconds=61)
     assert abs(live - now) < timedelta(seconds=65)
