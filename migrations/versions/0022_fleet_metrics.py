@@ -121,6 +121,7 @@ def upgrade() -> None:
     op.create_table(
         "panel_spool",
         sa.Column("number", sa.BigInteger(), sa.Identity(), nullable=False),
+        _id("instance_id"),
         _at(),
         sa.Column("sample", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("number", name="pk_panel_spool"),

@@ -29,10 +29,13 @@ class PanelLink(Base):
 
 
 class PanelSpool(Base):
-    """A `quazzar.link.messages.Sample` in msgpack that the panel has not got yet; sent in the order of the numbers."""
+    """A `quazzar.link.messages.Sample` in msgpack that the panel has not got yet; sent in the order of the numbers, and
+    only to the panel that knows this server by `instance_id`.
+    """
 
     __tablename__ = "panel_spool"
 
     number: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    instance_id: Mapped[str] = mapped_column(Text(collation="C"))
     at: Mapped[datetime] = mapped_column(_Time)
     sample: Mapped[bytes] = mapped_column(LargeBinary)

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.core.db import after_commit, unique_or
 from quazzar.core.errors import Invalid
 from quazzar.core.records import audit
-from quazzar.instance.enrolment import store
+from quazzar.instance.enrolment import spool_store, store
 from quazzar.instance.enrolment.dialling import fetch_ca, send_enrolment
 from quazzar.instance.enrolment.errors import AlreadyLinked, NotLinked
 from quazzar.instance.enrolment.line import Line
@@ -80,6 +80,7 @@ class PanelLinkService:
             )
         # Of a panel before, should anything be left.
         await forget_panel(self._session)
+        await spool_store.clear_samples(self._session)
         audit(self._session, "panel_link.create", subject=enrolled.instance_id, after={"panel_url": enrolled.panel_url})
         after_commit(self._session, self._line.changed)
         return await self.get()
@@ -109,6 +110,7 @@ class PanelLinkService:
         await self._line.say_farewell()
         await store.leave(self._session)
         await forget_panel(self._session)
+        await spool_store.clear_samples(self._session)
         audit(self._session, "panel_link.delete", subject=link.instance_id, before={"panel_url": link.panel_url})
         after_commit(self._session, self._line.changed)
 
