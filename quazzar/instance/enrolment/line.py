@@ -55,9 +55,9 @@ from quazzar.link.messages import (
 log = structlog.get_logger(__name__)
 
 _CERTIFICATE_FILE: Final = "panel-link.crt"
-_FIRST_PAUSE: Final = 1.0
-_LONGEST_PAUSE: Final = 30.0
-_OPEN_SECONDS: Final = 20.0
+FIRST_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 30.0
+OPEN_SECONDS: Final = 20.0
 _SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=frozenset({"apps:read"}))
 
 
@@ -112,7 +112,7 @@ class Line:
         self.changed()
 
     async def _keep(self) -> None:
-        pause = _FIRST_PAUSE
+        pause = FIRST_PAUSE
         while True:
             self._wake.clear()
             refused = False
@@ -124,7 +124,7 @@ class Line:
                     await self._wake.wait()
                     continue
                 if await self._once(link):
-                    pause = _FIRST_PAUSE
+                    pause = FIRST_PAUSE
             except InvalidStatus as error:
                 refused = error.response.status_code in (401, 403)
                 self.error = "The panel does not know this server any more" if refused else "The panel is not ready"
@@ -137,8 +137,8 @@ class Line:
                 log.warning("The line to the panel failed", exc_info=error)
             log.info("No line to the panel", reason=self.error)
             # Full jitter: however many lost the same panel at once, they come back spread over the whole pause.
-            await self._rest(_LONGEST_PAUSE if refused else random.uniform(0, pause))  # noqa: S311 - no secret
-            pause = min(_LONGEST_PAUSE, pause * 2)
+            await self._rest(LONGEST_PAUSE if refused else random.uniform(0, pause))  # noqa: S311 - no secret
+            pause = min(LONGEST_PAUSE, pause * 2)
 
     async def _rest(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -162,7 +162,7 @@ class Line:
                 ssl=context,
                 compression=None,
                 max_size=MOST_FRAME_BYTES,
-                open_timeout=_OPEN_SECONDS,
+                open_timeout=OPEN_SECONDS,
                 proxy=None if link.host in ("127.0.0.1", "::1", "localhost") else True,
             ) as socket:
                 self._socket = socket
@@ -243,7 +243,7 @@ class Line:
             state_hash=state.hash(),
         )
         await socket.send(pack(hello))
-        async with asyncio.timeout(_OPEN_SECONDS):
+        async with asyncio.timeout(OPEN_SECONDS):
             welcome = unpack_from_panel(await socket.recv())
         if not isinstance(welcome, Welcome):
             raise LinkProblem("The panel did not greet")

@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import structlog
-from sqlalchemy import func, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.exc import SQLAlchemyError
 
 from quazzar import __version__
-from quazzar.core.db import Database, Listener, notify
+from quazzar.core.db import Database, Listener
 from quazzar.core.errors import Unauthorized
 from quazzar.core.exchange import Message
 from quazzar.core.records import publish
@@ -44,17 +43,18 @@ from quazzar.link.messages import (
 )
 from quazzar.panel.fleet import store, upkeep
 from quazzar.panel.fleet.authority import Authority, Identity, key_hash, read_request
-from quazzar.panel.fleet.channel import CHANNEL, moved
+from quazzar.panel.fleet.channel import CHANNEL
+from quazzar.panel.fleet.doors import Arrival, Doors
 from quazzar.panel.fleet.errors import RequestRefused
 from quazzar.panel.fleet.events import InstanceOffline
 from quazzar.panel.fleet.ingest import Ingest
-from quazzar.panel.fleet.models import FleetPresence
 from quazzar.panel.fleet.service import revoke
 
 log = structlog.get_logger(__name__)
 
 MISSED_HEARTBEATS = 2.5
 HELLO_SECONDS = 15.0
+_TRY_AGAIN_LATER = 1013
 
 
 class Closed(Exception):
@@ -111,6 +111,7 @@ class Hub:
         self.database = database
         self.heartbeat_seconds = heartbeat_seconds
         self.ingest = Ingest(database, heartbeat_seconds)
+        self._doors = Doors(database)
         self._panel_url = panel_url
         self._sockets: dict[str, Socket] = {}
         self._listener = Listener(database, [CHANNEL], lambda _, payload: self._told(payload), self._gap)
@@ -166,20 +167,19 @@ class Hub:
             self.work.gap()
 
     async def _check_all(self) -> None:
-        for socket in list(self._sockets.values()):
-            with contextlib.suppress(Exception):
-                try:
-                    await self.check(socket.identity)
-                except Unauthorized:
-                    socket.end(CLOSE_REVOKED, "The instance was revoked")
+        await asyncio.gather(*(self._check_again(socket) for socket in self._sockets.values()))
 
-    async def check(self, identity: Identity) -> Any:
-        """What is known of the certificate's holder. Raises `Unauthorized` when the certificate does not count."""
-        async with self.database.begin(tenant=identity.tenant_id) as session:
-            row = await store.get_credential(session, identity.tenant_id, identity.instance_id)
-        if row is None or row.status == "revoked" or row.public_key_hash != identity.public_key_hash:
+    async def _check_again(self, socket: Socket) -> None:
+        with contextlib.suppress(Exception):
+            try:
+                await self.check(socket.identity)
+            except Unauthorized:
+                socket.end(CLOSE_REVOKED, "The instance was revoked")
+
+    async def check(self, identity: Identity) -> None:
+        """Raises `Unauthorized` when the certificate does not count."""
+        if await self._doors.check(identity) is None:
             raise Unauthorized("This certificate does not count any more")
-        return row
 
     # --- one line ------------------------------------------------------------------------------------------
 
@@ -232,11 +232,13 @@ class Hub:
         if former is not None:
             former.end(CLOSE_MOVED, "The instance has opened another line")
         # Only now: a revocation that came before is seen here, one that comes later is told to this socket.
-        row = await self._checked(identity)
-        async with self.database.begin(tenant=identity.tenant_id) as session:
-            await _seen(session, identity, connection=socket.connection, skew_seconds=socket.skew_seconds)
-            await store.update_instance(session, identity.tenant_id, identity.instance_id, ip=address)
-            await notify(session, CHANNEL, moved(identity.instance_id, socket.connection))
+        try:
+            row = await self._doors.enter(Arrival(identity, socket.connection, socket.skew_seconds, address))
+        except (SQLAlchemyError, OSError) as error:
+            log.info("An instance could not be let in yet", cause=type(error).__name__)
+            raise Closed(_TRY_AGAIN_LATER, "The panel is not ready") from None
+        if row is None:
+            raise Closed(CLOSE_REVOKED, "The instance was revoked")
         await socket.send(
             Welcome(
                 protocol=PROTOCOL,
@@ -249,12 +251,6 @@ class Hub:
         socket.welcomed = True
         if self.work is not None:
             self.work.greeted(identity.instance_id)
-
-    async def _checked(self, identity: Identity) -> Any:
-        try:
-            return await self.check(identity)
-        except Unauthorized:
-            raise Closed(CLOSE_REVOKED, "The instance was revoked") from None
 
     async def _handle(self, socket: Socket, authority: Authority, message: FromInstance | None) -> None:
         match message:
@@ -321,14 +317,6 @@ class Hub:
             for row in await upkeep.silence(session, seconds, reason):
                 gone = InstanceOffline(instance_id=row.id, name=row.name, reason=reason)
                 publish(session, gone, subject=row.id, realm="panel", tenant_id=row.tenant_id)
-
-
-async def _seen(session: AsyncSession, identity: Identity, **values: Any) -> None:
-    await session.execute(
-        update(FleetPresence)
-        .where(FleetPresence.tenant_id == identity.tenant_id, FleetPresence.instance_id == identity.instance_id)
-        .values(last_seen_at=func.clock_timestamp(), **values)
-    )
 
 
 class _Gone(Exception):

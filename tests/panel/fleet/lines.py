@@ -5,7 +5,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.ids import new_id
@@ -109,3 +109,22 @@ async def ask(database: Database, query: str, **values: Any) -> list[Any]:
 async def samples_of(database: Database, line: Told, app_id: str = "") -> list[Any]:
     query = "SELECT at, measured FROM fleet_samples WHERE instance_id = :id AND app_id = :app_id ORDER BY at"
     return await ask(database, query, id=line.identity.instance_id, app_id=app_id)
+
+
+class Counted:
+    """How many statements go to the database meanwhile, without those that begin a transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._engine = database.engine.sync_engine
+        self.statements: list[str] = []
+
+    def __enter__(self) -> list[str]:
+        event.listen(self._engine, "before_cursor_execute", self._note)
+        return self.statements
+
+    def __exit__(self, *_: object) -> None:
+        event.remove(self._engine, "before_cursor_execute", self._note)
+
+    def _note(self, _conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "set_config" not in statement:
+            self.statements.append(statement)

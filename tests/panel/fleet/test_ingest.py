@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import structlog
-from sqlalchemy import event
 
 from quazzar.core.db import Database
 from quazzar.link.messages import CLOSE_MALFORMED, CLOSE_REVOKED, LinkProblem, pack, unpack_from_instance
@@ -15,7 +14,7 @@ from quazzar.link.metrics import APP_METRICS, HOST_METRICS, MOST_VALUES
 from quazzar.panel.fleet import ingest as ingestion
 from quazzar.panel.fleet.ingest import Ingest
 from tests.panel.fleet.conftest import Tenant
-from tests.panel.fleet.lines import Told, app_facts, ask, beat, make_instance, past, samples_of, state_of, tell
+from tests.panel.fleet.lines import Counted, Told, app_facts, ask, beat, make_instance, past, samples_of, state_of, tell
 
 
 @pytest.fixture
@@ -39,25 +38,6 @@ async def events_of(database: Database, line: Told) -> list[str]:
         database, "SELECT type FROM events WHERE subject = :id ORDER BY position", id=line.identity.instance_id
     )
     return [row.type for row in rows]
-
-
-class Counted:
-    """How many statements go to the database meanwhile, without those that begin a transaction."""
-
-    def __init__(self, database: Database) -> None:
-        self._engine = database.engine.sync_engine
-        self.statements: list[str] = []
-
-    def __enter__(self) -> list[str]:
-        event.listen(self._engine, "before_cursor_execute", self._note)
-        return self.statements
-
-    def __exit__(self, *_: object) -> None:
-        event.remove(self._engine, "before_cursor_execute", self._note)
-
-    def _note(self, _conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "set_config" not in statement:
-            self.statements.append(statement)
 
 
 async def test_a_heartbeat_is_presence_and_a_sample(ada: Tenant, database: Database, ingest: Ingest) -> None:
