@@ -120,9 +120,11 @@ def _absolute(value: Path | tuple[Path, ...]) -> str | None:
 
 
 def _mail_address(value: str) -> str | None:
-    return None if re.fullmatch(r"[^@]*[^@\s]@[^@\s]+", value) else "must be a mail address"
+    return None if _MAIL_SENDER.fullmatch(value) else "must be a mail address, or a name and one as in `Name <address>`"
 
 
+_MAIL_ADDRESS = r"[^\s<>@\",;:\\]+@[^\s<>@\",;:\\]+"
+_MAIL_SENDER = re.compile(rf'(?:"[^"\\]*"|[^<>@",;:\\]*)\s*<{_MAIL_ADDRESS}>|{_MAIL_ADDRESS}')
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62})(?:\.[A-Za-z0-9][A-Za-z0-9_-]{0,62})*\.?")
 
 

@@ -207,6 +207,8 @@ def test_all_problems_are_told_at_once_with_a_hint_and_without_a_value(tmp_path:
         ("backups.local_roots", "relative"),
         ("agent.heartbeat_seconds", "0"),
         ("smtp.from", "nobody"),
+        ("smtp.from", "a@example.com, b@example.com"),
+        ("smtp.from", "Quazzar <a@example.com"),
         ("smtp.tls", "maybe"),
         ("metrics.port", "x"),
         ("log.level", "trace"),
