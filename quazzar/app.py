@@ -59,9 +59,12 @@ from quazzar.instance.apps.store import count_apps
 from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
+from quazzar.instance.enrolment.joining import Joining
 from quazzar.instance.enrolment.line import Line
 from quazzar.instance.enrolment.routes import handlers as panel_link_handlers
 from quazzar.instance.enrolment.service import PanelLinkService, dial, is_linked_or_left
+from quazzar.instance.impersonation.guests import PanelGuests
+from quazzar.instance.impersonation.routes import handlers as impersonation_handlers
 from quazzar.instance.registries.routes import RegistryController
 from quazzar.instance.system.jobs import DATA_DIR
 from quazzar.instance.template_sources.jobs import OUTBOUND
@@ -104,6 +107,7 @@ def instance_router(prefix: str = "") -> Router:
             *reference_handlers,
             *instance_account_handlers,
             *panel_link_handlers,
+            *impersonation_handlers,
             TemplateController,
             AppController,
             ExecController,
@@ -121,6 +125,7 @@ def panel_router(prefix: str = "") -> Router:
     """The Control Panel API; its modules are loaded where it is served, so that a mere instance stays small."""
     from quazzar.panel.accounts.routes import handlers as panel_account_handlers  # noqa: PLC0415
     from quazzar.panel.fleet.routes import handlers as fleet_handlers  # noqa: PLC0415
+    from quazzar.panel.impersonations.routes import handlers as panel_impersonation_handlers  # noqa: PLC0415
     from quazzar.panel.members.routes import handlers as member_handlers  # noqa: PLC0415
     from quazzar.panel.roles.routes import handlers as role_handlers  # noqa: PLC0415
     from quazzar.panel.tenants.routes import handlers as tenant_handlers  # noqa: PLC0415
@@ -136,6 +141,7 @@ def panel_router(prefix: str = "") -> Router:
             *member_handlers,
             *role_handlers,
             *fleet_handlers,
+            *panel_impersonation_handlers,
             *job_handlers,
             *event_handlers,
             *audit_handlers,
@@ -182,7 +188,9 @@ class Application:
         self.database = database
         modes = realms_of(settings.server.mode)
         self.limiter = limiter_for(settings.rate_limit.storage.reveal(), postgres=database.small_pool)
-        self.accounts = Accounts(settings, keyring, database, self.limiter, tenancy=PanelTenancy())
+        self.accounts = Accounts(
+            settings, keyring, database, self.limiter, tenancy=PanelTenancy(), guests=PanelGuests()
+        )
         resources = Resources()
         resources[KEYRING] = keyring
         resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
@@ -213,10 +221,16 @@ class Application:
 
             self.fleet = process.Fleet(settings, keyring, database)
             self.agents = listener.agent_app(self.fleet, self.limiter)
-        self.panel_line = Line(database, settings.server.data_dir) if "instance" in modes else None
+        self.panel_line: Line | None = None
+        on_line: list[_Part] = [self.fleet.hub] if self.fleet is not None else []
+        if "instance" in modes:
+            # With both halves in one process, people find both at the same place.
+            url = settings.server.public_url or (self.fleet.panel_url() if self.fleet is not None else None)
+            self.panel_line = Line(database, settings.server.data_dir, url)
+            on_line.append(self.panel_line)
+            if (token := settings.panel.token) is not None:
+                on_line.append(Joining(self.panel_line, self.accounts.authenticator, token.reveal()))
         self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
-        hub = self.fleet.hub if self.fleet is not None else None
-        on_line: list[_Part] = [part for part in (hub, self.panel_line) if part is not None]
         # In the order of their start; they end in the opposite one.
         self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine]
         self.litestar = Litestar(
@@ -280,9 +294,10 @@ class Application:
 
     async def link_halves(self) -> None:
         """With both halves in one process: once somebody has registered on the panel, its instance joins their tenant,
-        by a token and over TLS as any other server. One that was linked before is left alone.
+        by a token and over TLS as any other server. One that was linked before is left alone, and one that is to join
+        another panel by `panel.token`.
         """
-        if self.fleet is None or self.panel_line is None:
+        if self.fleet is None or self.panel_line is None or self.settings.panel.token is not None:
             return
         while True:
             try:
@@ -308,7 +323,7 @@ class Application:
             made = await FleetService(session, me).create_token(TokenCreate(name="This server"), address)
         joined = await dial(line, made.token)
         async with self.database.begin() as session:
-            await PanelLinkService(session, line).create(joined)
+            await PanelLinkService(session, line, self.accounts.authenticator).create(joined)
         return True
 
     def drain(self) -> None:

@@ -9,10 +9,12 @@ import quazzar.core.records
 import quazzar.instance.apps.models
 import quazzar.instance.auth.models
 import quazzar.instance.enrolment.models
+import quazzar.instance.impersonation.models
 import quazzar.instance.registries.models
 import quazzar.instance.template_sources.models
 import quazzar.instance.templates.models
 import quazzar.invitations.models
 import quazzar.panel.fleet.models
+import quazzar.panel.impersonations.models
 import quazzar.panel.tenants.models
 import quazzar.webhooks.models

@@ -18,8 +18,9 @@ from quazzar.core.crypto import write_private
 from quazzar.core.db import Database
 from quazzar.instance.apps.service import list_apps
 from quazzar.instance.enrolment import store
-from quazzar.instance.enrolment.dialling import KEY_FILE, trusting
+from quazzar.instance.enrolment.dialling import KEY_FILE, places, trusting
 from quazzar.instance.enrolment.measuring import Meter, facts_of
+from quazzar.instance.impersonation.telling import noted, untold
 from quazzar.link.messages import (
     CLOSE_REVOKED,
     MOST_APPS,
@@ -31,6 +32,7 @@ from quazzar.link.messages import (
     Hello,
     Leave,
     LinkProblem,
+    Noted,
     Renew,
     State,
     Welcome,
@@ -50,9 +52,10 @@ _SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=froz
 class Line:
     """One per process that serves an instance, in `app.state.panel_line`."""
 
-    def __init__(self, database: Database, data_dir: Path) -> None:
+    def __init__(self, database: Database, data_dir: Path, url: str | None = None) -> None:
         self.database = database
         self.data_dir = data_dir
+        self.url = url
         self.connected = False
         self.error: str | None = None
         self._wake = asyncio.Event()
@@ -125,16 +128,18 @@ class Line:
     async def _once(self, link: Any) -> bool:
         """Dial and speak until the line ends; true when it had come to a greeting."""
         context = await asyncio.to_thread(self._context, link)
-        host = f"[{link.host}]" if ":" in link.host else link.host
+        # Any of them: so many instances spread over many listeners, and one that is gone is soon passed over.
+        name, port = random.choice(places(link))  # noqa: S311 - no secret
+        host = f"[{name}]" if ":" in name else name
         greeted = False
         try:
             async with connect(
-                f"wss://{host}:{link.port}/agent/connect",
+                f"wss://{host}:{port}/agent/connect",
                 ssl=context,
                 compression=None,
                 max_size=MOST_FRAME_BYTES,
                 open_timeout=_OPEN_SECONDS,
-                proxy=None if link.host in ("127.0.0.1", "::1", "localhost") else True,
+                proxy=None if name in ("127.0.0.1", "::1", "localhost") else True,
             ) as socket:
                 self._socket = socket
                 welcome, state = await self._greet(socket, link)
@@ -173,6 +178,9 @@ class Line:
             welcome = unpack_from_panel(await socket.recv())
         if not isinstance(welcome, Welcome):
             raise LinkProblem("The panel did not greet")
+        if welcome.addresses != link.addresses:
+            async with self.database.begin() as session:
+                await store.update_link(session, addresses=welcome.addresses)
         return welcome, state
 
     async def _speak(self, socket: ClientConnection, link: Any, welcome: Welcome, state: State) -> None:
@@ -191,6 +199,8 @@ class Line:
     async def _listen(self, socket: ClientConnection) -> None:
         while True:
             message = unpack_from_panel(await socket.recv())
+            if isinstance(message, Noted):
+                await noted(self.database, message)
             if isinstance(message, Certificate):
                 async with self.database.begin() as session:
                     await store.set_certificate(session, message.certificate)
@@ -216,10 +226,12 @@ class Line:
             )
             await socket.send(pack(beat))
             known = found
+            for deeds in await untold(self.database, link.instance_id):
+                await socket.send(pack(deeds))
             await asyncio.sleep(seconds)
 
     async def _state(self) -> State:
-        facts = await asyncio.to_thread(facts_of, self.data_dir)
+        facts = await asyncio.to_thread(facts_of, self.data_dir, self.url)
         apps = await list_apps(self.database, _SELF, limit=MOST_APPS)
         shown = [
             AppFacts(id=app.id, name=app.name, status=app.status, template=app.template, version=app.version)

@@ -15,6 +15,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.crypto import Keyring
+from quazzar.link.impersonation import Impersonation, sign_impersonation
 from quazzar.panel.fleet.errors import RequestRefused
 from quazzar.panel.fleet.models import PanelAuthority
 
@@ -59,6 +60,10 @@ class Authority:
     def sign(self, message: bytes) -> bytes:
         """Ed25519, as instances check it with the key that they were given at enrolment."""
         return self._signer.sign(message)
+
+    def sign_impersonation(self, claims: Impersonation) -> str:
+        """A token by which a panel's user opens a session on the instance that the claims name."""
+        return sign_impersonation(claims, self._signer)
 
     def issue_client(self, request: x509.CertificateSigningRequest, *, instance_id: str, tenant_id: str) -> Issued:
         """A certificate by which the holder of the request's key is `instance_id`; nothing else of it is taken over."""

@@ -7,7 +7,7 @@ one, and looks at all of its own anew when that line had a gap.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ from quazzar.link.messages import (
     CLOSE_REVOKED,
     PROTOCOL,
     Certificate,
+    Deeds,
     FromInstance,
     Heartbeat,
     Hello,
@@ -50,6 +51,7 @@ from quazzar.panel.fleet.events import InstanceDegraded, InstanceOffline, Instan
 from quazzar.panel.fleet.health import failing, score_of
 from quazzar.panel.fleet.models import FleetPresence
 from quazzar.panel.fleet.service import revoke
+from quazzar.panel.impersonations.noting import note
 
 log = structlog.get_logger(__name__)
 
@@ -88,8 +90,15 @@ class Socket:
 class Hub:
     """One per panel process."""
 
-    def __init__(self, database: Database, heartbeat_seconds: float, panel_url: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        heartbeat_seconds: float,
+        panel_url: Callable[[], str],
+        addresses: Sequence[str] = (),
+    ) -> None:
         self.database = database
+        self.addresses = list(addresses)
         self.heartbeat_seconds = heartbeat_seconds
         self._panel_url = panel_url
         self._sockets: dict[str, Socket] = {}
@@ -210,6 +219,7 @@ class Hub:
                 heartbeat_seconds=self.heartbeat_seconds,
                 panel_url=self._panel_url(),
                 want_state=row.state_hash != message.state_hash,
+                addresses=self.addresses,
             )
         )
 
@@ -232,6 +242,10 @@ class Hub:
                         reason = "It has left the panel"
                         await revoke(session, socket.identity.tenant_id, socket.identity.instance_id, row.name, reason)
                 raise Closed(1000, "Farewell")
+            case Deeds():
+                async with self.database.begin(tenant=socket.identity.tenant_id) as session:
+                    noted = await note(session, socket.identity.tenant_id, socket.identity.instance_id, message)
+                await socket.send(noted)
             case Report() | Samples():
                 pass
             case Hello():
@@ -320,7 +334,7 @@ class Hub:
 def _described(message: Heartbeat) -> dict[str, Any]:
     state = message.state
     assert state is not None
-    facts = {name: getattr(state.facts, name) for name in ("version", "hostname", "os", "arch")}
+    facts = {name: getattr(state.facts, name) for name in ("version", "hostname", "os", "arch", "url")}
     amounts = {name: getattr(state.facts, name) for name in ("cpu_cores", "memory_bytes", "disk_bytes")}
     apps = msgspec.to_builtins(state.apps)
     return facts | amounts | {"apps": apps, "backup_at": state.backup_at, "state_hash": message.state_hash}
