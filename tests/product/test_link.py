@@ -61,7 +61,8 @@ class Machine:
         folder.mkdir()
         self.folder = folder
         self.key = own_key(folder)
-        answer = one.http.post("/panel/api/fleet/tokens", json={"name": "x"}, headers=owner)
+        prefix = "/panel" if one.mode == "all" else ""
+        answer = one.http.post(f"{prefix}/api/fleet/tokens", json={"name": "x"}, headers=owner)
         assert answer.status_code == 201, answer.text
         self.text: str = answer.json()["token"]
         self.token: RegistrationToken = parse_token(self.text)
