@@ -116,7 +116,7 @@ def test_s17_what_is_not_signed_by_the_panels_key_is_refused() -> None:
     pem_of_public = base64.b64encode(PUBLIC).decode()
     body = msgspec.to_builtins(claims())
     forged = [
-        jwt.encode(body, None, "none", headers={"typ": "imp+jwt"}),
+        jwt.encode(body, "", "none", headers={"typ": "imp+jwt"}),
         # Signed with what everybody may know, as if it were a shared secret.
         jwt.encode(body, PUBLIC, "HS256", headers={"typ": "imp+jwt"}),
         jwt.encode(body, pem_of_public, "HS256", headers={"typ": "imp+jwt"}),

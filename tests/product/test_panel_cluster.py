@@ -3,6 +3,7 @@
 import contextlib
 import json
 import queue
+import socket
 import threading
 import time
 import uuid
@@ -33,6 +34,12 @@ class Cluster:
         self.panels = panels
         self.one, self.two, self.three = panels
         self.web = web
+
+    def kill(self, *panels: Product) -> None:
+        """They are gone, as with their machines: nothing of theirs has to be tidied up."""
+        for panel in panels:
+            panel.kill()
+            panel.process = None
 
     def tenant(self) -> tuple[str, dict[str, str]]:
         """The address of the owner of a new tenant, and the headers of a session that began at the first process."""
@@ -79,6 +86,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(shared, key, panels, stack.enter_context(httpx.Client(base_url=address, timeout=30)))
 
 
+@pytest.fixture(autouse=True)
+def alive(cluster: Cluster) -> None:
+    """Whoever was killed by the test before is back."""
+    gone = [panel for panel in cluster.panels if panel.process is None]
+    for panel in gone:
+        panel.start(wait=False)
+    for panel in gone:
+        panel.wait_ready()
+
+
 def test_however_many_begin_at_once_they_have_one_ca(cluster: Cluster) -> None:
     _, ada = cluster.tenant()
     tokens = []
@@ -93,12 +110,11 @@ def test_however_many_begin_at_once_they_have_one_ca(cluster: Cluster) -> None:
 
 def test_a_session_counts_everywhere_and_ends_everywhere(cluster: Cluster) -> None:
     email, ada = cluster.tenant()
-    for panel in (*cluster.panels, cluster):
-        client = panel.web if isinstance(panel, Cluster) else panel.http
+    for client in (cluster.one.http, cluster.two.http, cluster.three.http, cluster.web):
         assert client.get("/api/auth/me", headers=ada).json()["user"]["email"] == email
     assert cluster.two.http.post("/api/auth/logout", headers=ada).status_code == 204
-    for panel in (cluster.one, cluster.three):
-        until(lambda panel=panel: panel.http.get("/api/auth/me", headers=ada).status_code == 401, seconds=5)
+    until(lambda: cluster.one.http.get("/api/auth/me", headers=ada).status_code == 401, seconds=5)
+    until(lambda: cluster.three.http.get("/api/auth/me", headers=ada).status_code == 401, seconds=5)
     pair = cluster.one.http.post("/api/auth/login", json={"email": email, "password": PASSWORD}).json()
     again = cluster.three.http.post("/api/auth/refresh", json={"refresh_token": pair["refresh_token"]})
     assert again.status_code == 200
@@ -139,7 +155,7 @@ class Feed:
         self._client = client
         self._headers = headers
         self._opened = threading.Event()
-        self._ending = threading.Event()
+        self._socket: Any = None
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def __enter__(self) -> "Feed":
@@ -148,7 +164,8 @@ class Feed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ending.set()
+        # Whoever waits for the next line is woken by that.
+        self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(30)
 
     def _read(self) -> None:
@@ -157,12 +174,11 @@ class Feed:
             self._client.stream("GET", "/api/events?follow=true", headers=self._headers, timeout=60) as stream,
         ):
             assert stream.status_code == 200
+            self._socket = stream.extensions["network_stream"].get_extra_info("socket")
             for line in stream.iter_lines():
                 self._opened.set()
                 if line.startswith("data: "):
                     self._events.put(json.loads(line.removeprefix("data: ")))
-                if self._ending.is_set():
-                    return
 
     def next(self) -> dict[str, Any]:
         return self._events.get(timeout=30)
@@ -212,16 +228,22 @@ def test_a_line_at_one_process_is_cut_by_another(cluster: Cluster, tmp_path: Pat
         assert time.monotonic() - deleted < 5
 
 
+def test_a_process_with_another_key_does_not_join_them(cluster: Cluster, tmp_path: Path) -> None:
+    """Rather than to serve what it can't read, and to sign what the others refuse."""
+    environment = cluster.one.environment | {"QUAZZAR_AUTH_SECRET_KEY": new_key(), "QUAZZAR_AGENT_PORT": "0"}
+    with product(tmp_path / "stranger", mode="panel", **environment) as stranger:
+        with pytest.raises(AssertionError, match="The master key is not the one that this database was written with"):
+            stranger.start()
+        stranger.process = None
+
+
 def test_caddy_passes_over_a_process_that_is_gone(cluster: Cluster) -> None:
     email, ada = cluster.tenant()
-    cluster.two.kill()
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            asked = list(pool.map(lambda _: cluster.web.get("/api/auth/me", headers=ada), range(40)))
-        assert {answer.status_code for answer in asked} == {200}
-        assert cluster.log_in(cluster.three, email)
-    finally:
-        cluster.two.start()
+    cluster.kill(cluster.two)
+    with ThreadPoolExecutor(4) as pool:
+        asked = list(pool.map(lambda _: cluster.web.get("/api/auth/me", headers=ada), range(40)))
+    assert {answer.status_code for answer in asked} == {200}
+    assert cluster.log_in(cluster.three, email)
 
 
 def test_an_instance_finds_another_process_and_a_restored_panel_by_itself(cluster: Cluster, tmp_path: Path) -> None:
@@ -238,21 +260,23 @@ def test_an_instance_finds_another_process_and_a_restored_panel_by_itself(cluste
             (one,) = panel.http.get("/api/fleet/instances", headers=ada).json()
             return one
 
+        def heard(panel: Product) -> bool:
+            before = listed(panel)["last_seen_at"]
+            time.sleep(0.5)
+            return bool(status()["connected"] and listed(panel)["last_seen_at"] != before)
+
         until(lambda: status()["connected"])
         instance_id = status()["instance_id"]
-        # Whichever process holds its line: with that one gone, it comes to another.
-        for panel in cluster.panels:
-            panel.kill()
-            alive = next(one for one in cluster.panels if one is not panel)
-            before = listed(alive)["last_seen_at"]
-            until(lambda alive=alive, before=before: listed(alive)["last_seen_at"] != before)
-            until(lambda alive=alive: listed(alive)["status"] == "online")
-            panel.start()
+        # Whichever process has held its line: with two gone, it is at the third; with that one gone, at another.
+        cluster.kill(cluster.one, cluster.two)
+        until(lambda: heard(cluster.three))
+        cluster.one.start()
+        cluster.kill(cluster.three)
+        until(lambda: heard(cluster.one))
 
         dump = tmp_path / "panel.dump"
         cluster.shared.program("pg_dump", "--format=custom", f"--file={dump}", "quazzar")
-        for panel in cluster.panels:
-            panel.kill()
+        cluster.kill(cluster.one)
         cluster.shared.program("createdb", "--owner=quazzar_owner", "restored")
         cluster.shared.program("pg_restore", "--dbname=restored", "--exit-on-error", str(dump))
         until(lambda: not status()["connected"])
@@ -265,11 +289,3 @@ def test_an_instance_finds_another_process_and_a_restored_panel_by_itself(cluste
             until(lambda: listed(restored)["status"] == "online")
             verified = restored.http.get("/api/audit/verify", headers=ada).json()
             assert verified["valid"] is True
-        # With another key it does not start, rather than to serve what it can't read.
-        wrong = environment | {"QUAZZAR_AUTH_SECRET_KEY": new_key()}
-        with product(tmp_path / "wrong", mode="panel", **wrong) as stranger:
-            with pytest.raises(AssertionError, match="The master key is not the one that this database was written"):
-                stranger.start()
-            stranger.process = None
-        for panel in cluster.panels:
-            panel.start()

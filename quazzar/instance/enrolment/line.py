@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
 
 from quazzar import __version__
 from quazzar.core.auth import Principal
@@ -100,7 +100,7 @@ class Line:
                     self.error = None
                     await self._wake.wait()
                     continue
-                if await self._once(link):
+                if await self._anywhere(link):
                     pause = _FIRST_PAUSE
             except InvalidStatus as error:
                 refused = error.response.status_code in (401, 403)
@@ -125,11 +125,18 @@ class Line:
             link = await store.get_link(session)
         return link if link is not None and link.left_at is None else None
 
-    async def _once(self, link: Any) -> bool:
+    async def _anywhere(self, link: Any) -> bool:
+        """As `_once`, at the first listener of the panel that answers; in any order, so that many instances spread."""
+        known = places(link)
+        for name, port in random.sample(known, len(known) - 1):
+            with contextlib.suppress(OSError, TimeoutError, InvalidMessage):
+                return await self._once(link, name, port)
+            known.remove((name, port))
+        return await self._once(link, *known[0])
+
+    async def _once(self, link: Any, name: str, port: int) -> bool:
         """Dial and speak until the line ends; true when it had come to a greeting."""
         context = await asyncio.to_thread(self._context, link)
-        # Any of them: so many instances spread over many listeners, and one that is gone is soon passed over.
-        name, port = random.choice(places(link))  # noqa: S311 - no secret
         host = f"[{name}]" if ":" in name else name
         greeted = False
         try:
