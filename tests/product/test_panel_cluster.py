@@ -246,46 +246,66 @@ def test_caddy_passes_over_a_process_that_is_gone(cluster: Cluster) -> None:
     assert cluster.log_in(cluster.three, email)
 
 
-def test_an_instance_finds_another_process_and_a_restored_panel_by_itself(cluster: Cluster, tmp_path: Path) -> None:
-    """Disaster recovery as docs/panel.md has it: a dump of the database and the master key are the whole panel."""
+class Joined:
+    """A server of the fleet, by a token of the first process."""
+
+    def __init__(self, process: Product, owner: dict[str, str]) -> None:
+        self.process = process
+        self.owner = owner
+
+    def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self.process.http.get("/api/auth/cp-status").json()
+        return answer
+
+    def listed(self, panel: Product) -> dict[str, Any]:
+        (one,) = panel.http.get("/api/fleet/instances", headers=self.owner).json()
+        return dict(one)
+
+    def is_heard(self, panel: Product) -> bool:
+        """Whether the process knows of a heartbeat that came just now."""
+        before = self.listed(panel)["last_seen_at"]
+        time.sleep(0.5)
+        return bool(self.status()["connected"] and self.listed(panel)["last_seen_at"] != before)
+
+
+@pytest.fixture(scope="module")
+def joined(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
+    folder = tmp_path_factory.mktemp("instance")
     _, ada = cluster.tenant()
     made = cluster.one.http.post("/api/fleet/tokens", json={"name": "x"}, headers=ada).json()
-    with product(tmp_path / "instance", mode="instance", QUAZZAR_PANEL_TOKEN=made["token"]) as instance:
+    with product(folder / "instance", mode="instance", QUAZZAR_PANEL_TOKEN=made["token"]) as instance:
         instance.start()
+        one = Joined(instance, ada)
+        until(lambda: one.status()["connected"])
+        yield one
 
-        def status() -> Any:
-            return instance.http.get("/api/auth/cp-status").json()
 
-        def listed(panel: Product) -> Any:
-            (one,) = panel.http.get("/api/fleet/instances", headers=ada).json()
-            return one
+def test_an_instance_finds_another_process_by_itself(cluster: Cluster, joined: Joined) -> None:
+    # Whichever has held its line: with two gone, it is at the third.
+    cluster.kill(cluster.one, cluster.two)
+    until(lambda: joined.is_heard(cluster.three))
+    assert joined.listed(cluster.three)["status"] == "online"
+    cluster.one.start()
+    cluster.kill(cluster.three)
+    until(lambda: joined.is_heard(cluster.one))
 
-        def heard(panel: Product) -> bool:
-            before = listed(panel)["last_seen_at"]
-            time.sleep(0.5)
-            return bool(status()["connected"] and listed(panel)["last_seen_at"] != before)
 
-        until(lambda: status()["connected"])
-        instance_id = status()["instance_id"]
-        # Whichever process has held its line: with two gone, it is at the third; with that one gone, at another.
-        cluster.kill(cluster.one, cluster.two)
-        until(lambda: heard(cluster.three))
-        cluster.one.start()
-        cluster.kill(cluster.three)
-        until(lambda: heard(cluster.one))
-
-        dump = tmp_path / "panel.dump"
-        cluster.shared.program("pg_dump", "--format=custom", f"--file={dump}", "quazzar")
-        cluster.kill(cluster.one)
-        cluster.shared.program("createdb", "--owner=quazzar_owner", "restored")
-        cluster.shared.program("pg_restore", "--dbname=restored", "--exit-on-error", str(dump))
-        until(lambda: not status()["connected"])
-        # A new machine in the place of the old ones: an empty data folder, the restored database, the key.
-        environment = cluster.one.environment | {"QUAZZAR_DATABASE_URL": cluster.shared.url_of("restored")}
-        with product(tmp_path / "restored", mode="panel", **environment) as restored:
-            restored.start()
-            until(lambda: status()["connected"])
-            assert status()["instance_id"] == instance_id == listed(restored)["id"]
-            until(lambda: listed(restored)["status"] == "online")
-            verified = restored.http.get("/api/audit/verify", headers=ada).json()
-            assert verified["valid"] is True
+@pytest.mark.timeout(240)
+def test_an_instance_finds_a_restored_panel_by_itself(cluster: Cluster, joined: Joined, tmp_path: Path) -> None:
+    """As docs/panel.md has it: a dump of the database and the master key are the whole panel."""
+    until(lambda: joined.is_heard(cluster.one))
+    instance_id = joined.status()["instance_id"]
+    dump = tmp_path / "panel.dump"
+    cluster.shared.program("pg_dump", "--format=custom", f"--file={dump}", "quazzar")
+    cluster.kill(*cluster.panels)
+    cluster.shared.program("createdb", "--owner=quazzar_owner", "restored")
+    cluster.shared.program("pg_restore", "--dbname=restored", "--exit-on-error", str(dump))
+    until(lambda: not joined.status()["connected"])
+    # A new machine in the place of the old ones: an empty data folder, the restored database, the key.
+    environment = cluster.one.environment | {"QUAZZAR_DATABASE_URL": cluster.shared.url_of("restored")}
+    with product(tmp_path / "restored", mode="panel", **environment) as restored:
+        restored.start()
+        until(lambda: joined.status()["connected"])
+        assert joined.status()["instance_id"] == instance_id == joined.listed(restored)["id"]
+        until(lambda: joined.listed(restored)["status"] == "online")
+        assert restored.http.get("/api/audit/verify", headers=joined.owner).json()["valid"] is True
