@@ -10,8 +10,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check lint types imports migrations openapi-check openapi events migrate doctor lock \
-	format bench fuzz torture clean
+.PHONY: help install run test test-all check lint types imports migrations openapi-check openapi events permissions \
+	migrate doctor lock format bench fuzz torture clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ install: $(VENV)/.run ## make .venv with exactly what is pinned (PYTHON=… for 
 run: $(VENV)/.run ## serve both APIs on http://127.0.0.1:8080 with data in .data (DATA=…, ARGS='--port 9000 …')
 	@exec $(BIN)/python -m quazzar --data-dir $(DATA) $(ARGS)
 
-test: $(VENV)/.dev ## run the tests (ARGS='tests/core -k …', WORKERS=…)
+test: $(VENV)/.dev ## run the tests but the slow ones (ARGS='tests/core -k …', WORKERS=…)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+
+test-all: $(VENV)/.dev ## run the slow ones too, as CI does: campaigns, fuzz, swarm, faults of the engine
+	CI=true $(MAKE) test
 
 check: lint types imports migrations openapi-check ## everything that is judged without running the tests
 
@@ -44,6 +47,9 @@ openapi-check: $(VENV)/.dev ## the packaged API documents are those of the code
 
 events: $(VENV)/.dev ## write the page of all events anew
 	$(BIN)/python -m quazzar events --output docs/events.md
+
+permissions: $(VENV)/.dev ## write the page of who may do what on the panel anew
+	$(BIN)/python -m quazzar permissions --output docs/permissions.md
 
 openapi: $(VENV)/.dev ## write the packaged API documents anew
 	$(BIN)/python -m quazzar openapi --mode=all --output quazzar/reference/documents

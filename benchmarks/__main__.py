@@ -286,6 +286,12 @@ def followers(lab: Lab) -> None:
         asyncio.run(measure(f"http://127.0.0.1:{port}", lab.headers[0], pid))
 
 
+def commands(lab: Lab) -> None:
+    """How soon a command is on all of 1,000 instances, and their reports are written down."""
+    print(flush=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.commands", lab.url], check=True)
+
+
 def engine(lab: Lab) -> None:
     """Apps on a real engine: installs against bare calls, long logs, followers, 200 apps looked at and measured."""
     from benchmarks.apps_engine import measure  # noqa: PLC0415
@@ -294,7 +300,8 @@ def engine(lab: Lab) -> None:
 
 
 SECTIONS: dict[str, Callable[[Lab], None]] = {
-    section.__name__: section for section in (me, apps, gate, start, logins, deliveries, publishing, followers, engine)
+    section.__name__: section
+    for section in (me, apps, gate, start, logins, deliveries, publishing, followers, commands, engine)
 }
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from quazzar.core.ids import new_id
-from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
+from quazzar.instance.apps.runtimes.configs import DockerConfig
+from quazzar.instance.apps.runtimes.docker import DockerRuntime
 from quazzar.instance.apps.spec import AppSpec, NetworkSpec, ServiceSpec
 from tests.components import DockerEngine, docker_engine
 

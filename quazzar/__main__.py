@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from quazzar.cli.arguments import USAGE_ERROR, parse
+from quazzar.core.memory import keep_little
 from quazzar.settings import SettingsError
 
 FAILED = 1
@@ -27,6 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except Exception as error:  # noqa: BLE001 - the last door: a person gets a sentence, the log the rest
         return _explain(error)
+
+
+def start() -> int:
+    """`main` of a process that is nothing else; its memory is kept small, which would not do inside another program."""
+    keep_little()
+    return main()
 
 
 def _explain(error: Exception) -> int:
@@ -55,4 +62,4 @@ def _say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

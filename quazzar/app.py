@@ -27,6 +27,7 @@ from quazzar import __version__
 from quazzar.accounts.process import Accounts
 from quazzar.audit.refusals import Refusals
 from quazzar.audit.routes import handlers as audit_handlers
+from quazzar.channels.jobs import SENDING, Sending
 from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
@@ -36,7 +37,7 @@ from quazzar.core.exchange import App
 from quazzar.core.gate import BodyRule, Gate, GateConfig, LogRequest
 from quazzar.core.http import JsonRequest, provide_session
 from quazzar.core.idempotency import Replay
-from quazzar.core.jobs import Resources, Worker
+from quazzar.core.jobs import KEYRING, SETTINGS, Resources, Worker
 from quazzar.core.logs import AccessLog
 from quazzar.core.openapi import build_document
 from quazzar.core.outbound import OutboundPolicy
@@ -56,7 +57,7 @@ from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, SwarmConfig, make_runtime
 from quazzar.instance.apps.store import count_apps
-from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
+from quazzar.instance.apps.work import RUNTIME
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
 from quazzar.instance.enrolment.joining import Joining
@@ -65,6 +66,7 @@ from quazzar.instance.enrolment.routes import handlers as panel_link_handlers
 from quazzar.instance.enrolment.service import PanelLinkService, dial, is_linked_or_left
 from quazzar.instance.impersonation.guests import PanelGuests
 from quazzar.instance.impersonation.routes import handlers as impersonation_handlers
+from quazzar.instance.orders.jobs import TELL_STATE
 from quazzar.instance.registries.routes import RegistryController
 from quazzar.instance.system.jobs import DATA_DIR
 from quazzar.instance.template_sources.jobs import OUTBOUND
@@ -73,6 +75,9 @@ from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
 from quazzar.jobs.store import count_jobs
+from quazzar.mail.jobs import MAIL_SERVER
+from quazzar.mail.service import mail_configured
+from quazzar.mail.smtp import MailServer
 from quazzar.panel.tenants.tenancy import PanelTenancy
 from quazzar.reference.routes import handlers as reference_handlers
 from quazzar.settings import Settings
@@ -82,6 +87,7 @@ from quazzar.webhooks.store import count_waiting
 
 if TYPE_CHECKING:
     from quazzar.health.metrics import Metrics
+    from quazzar.panel.commands.delivery import Delivery
     from quazzar.panel.fleet.process import Fleet
 
 log = structlog.get_logger(__name__)
@@ -91,7 +97,15 @@ _DAY_SECONDS = 86_400
 _LOOK_SECONDS = 2.0
 _STRICT = {
     "instance": ("setup", "login", "refresh", "totp/verify"),
-    "panel": ("register", "login", "refresh", "totp/verify"),
+    "panel": (
+        "register",
+        "login",
+        "refresh",
+        "totp/verify",
+        "forgot-password",
+        "reset-password",
+        "verify-email",
+    ),
 }
 _TRANSACTION = {"session": Provide(provide_session)}
 _COMPOSE = BodyRule(types=("application/json", "application/yaml"))
@@ -123,9 +137,14 @@ def instance_router(prefix: str = "") -> Router:
 
 def panel_router(prefix: str = "") -> Router:
     """The Control Panel API; its modules are loaded where it is served, so that a mere instance stays small."""
+    import quazzar.panel.commands.jobs  # noqa: F401, PLC0415 - declaring a job is what schedules it
+    from quazzar.channels.routes import handlers as channel_handlers  # noqa: PLC0415
     from quazzar.panel.accounts.routes import handlers as panel_account_handlers  # noqa: PLC0415
+    from quazzar.panel.alerts.routes import handlers as alert_handlers  # noqa: PLC0415
+    from quazzar.panel.commands.routes import handlers as command_handlers  # noqa: PLC0415
     from quazzar.panel.fleet.routes import handlers as fleet_handlers  # noqa: PLC0415
     from quazzar.panel.impersonations.routes import handlers as panel_impersonation_handlers  # noqa: PLC0415
+    from quazzar.panel.keys.routes import handlers as key_handlers  # noqa: PLC0415
     from quazzar.panel.members.routes import handlers as member_handlers  # noqa: PLC0415
     from quazzar.panel.roles.routes import handlers as role_handlers  # noqa: PLC0415
     from quazzar.panel.tenants.routes import handlers as tenant_handlers  # noqa: PLC0415
@@ -140,8 +159,12 @@ def panel_router(prefix: str = "") -> Router:
             *tenant_handlers,
             *member_handlers,
             *role_handlers,
+            *key_handlers,
             *fleet_handlers,
             *panel_impersonation_handlers,
+            *command_handlers,
+            *alert_handlers,
+            *channel_handlers,
             *job_handlers,
             *event_handlers,
             *audit_handlers,
@@ -186,6 +209,7 @@ class Application:
     def __init__(self, settings: Settings, keyring: Keyring, database: Database) -> None:
         self.settings = settings
         self.database = database
+        database.session_info["keyring"] = keyring
         modes = realms_of(settings.server.mode)
         self.limiter = limiter_for(settings.rate_limit.storage.reveal(), postgres=database.small_pool)
         self.accounts = Accounts(
@@ -195,8 +219,11 @@ class Application:
         resources[KEYRING] = keyring
         resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
         resources[SETTINGS] = settings
+        if mail_configured(settings):
+            resources[MAIL_SERVER] = MailServer(settings)
         policy = outbound_policy(settings)
         resources[OUTBOUND] = policy
+        resources[SENDING] = Sending(policy, settings.webhooks.retry_schedule)
         resources[DATA_DIR] = settings.server.data_dir
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
@@ -211,28 +238,40 @@ class Application:
             )
             meters = (Collector(database, self._runtime), DiskMeter(database, self._runtime))
             on_engine = [self._reconciler, *meters, self._terminals]
+        if "panel" in modes:
+            # Declared before there is a worker, which looks for kinds of jobs only once.
+            import quazzar.panel.accounts.jobs  # noqa: PLC0415
+            import quazzar.panel.alerts.jobs  # noqa: F401, PLC0415
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
         self.fleet: Fleet | None = None
         self.agents: App | None = None
+        self.commands: Delivery | None = None
+        watch: list[_Part] = []
         if "panel" in modes:
+            from quazzar.panel.alerts.process import Watch  # noqa: PLC0415
+            from quazzar.panel.commands import delivery  # noqa: PLC0415
             from quazzar.panel.fleet import listener, process  # noqa: PLC0415
 
             self.fleet = process.Fleet(settings, keyring, database)
+            self.commands = self.fleet.hub.work = delivery.Delivery(self.fleet)
             self.agents = listener.agent_app(self.fleet, self.limiter)
+            watch = [Watch(database, settings, self.fleet.panel_url)]
+        hub = self.fleet.hub if self.fleet is not None else None
         self.panel_line: Line | None = None
-        on_line: list[_Part] = [self.fleet.hub] if self.fleet is not None else []
+        joining: Joining | None = None
         if "instance" in modes:
             # With both halves in one process, people find both at the same place.
             url = settings.server.public_url or (self.fleet.panel_url() if self.fleet is not None else None)
-            self.panel_line = Line(database, settings.server.data_dir, url)
-            on_line.append(self.panel_line)
+            self.panel_line = Line(database, settings.server.data_dir, keyring, url)
+            resources[TELL_STATE] = self.panel_line.tell_state
             if (token := settings.panel.token) is not None:
-                on_line.append(Joining(self.panel_line, self.accounts.authenticator, token.reveal()))
+                joining = Joining(self.panel_line, self.accounts.authenticator, token.reveal())
+        on_line: list[_Part] = [part for part in (self.commands, hub, self.panel_line, joining) if part is not None]
         self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
         # In the order of their start; they end in the opposite one.
-        self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine]
+        self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine, *watch]
         self.litestar = Litestar(
             route_handlers=[
                 instance_router(prefix) if realm == "instance" else panel_router(prefix)
@@ -258,6 +297,7 @@ class Application:
                     "worker": self.worker,
                     "feed": self.feed,
                     "fleet": self.fleet,
+                    "commands": self.commands,
                     "panel_line": self.panel_line,
                     "webhooks": self.webhooks,
                     "authenticator": self.accounts.authenticator,
@@ -416,6 +456,7 @@ def gate_config(settings: Settings, log: LogRequest | None = None) -> GateConfig
         },
         strict={(realm, f"/api/auth/{name}"): strict for realm in realms for name in _STRICT[realm]}
         | {(realm, "/api/webhooks/{id}/test"): tests for realm in realms}
+        | {("panel", "/api/notification-channels/{id}/test"): tests}
         | {("panel", "/api/invitations/accept"): strict},
         allowed_hosts=allowed_hosts(settings),
         trusted_proxies=tuple(str(network) for network in settings.server.trusted_proxies),

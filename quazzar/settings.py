@@ -361,11 +361,16 @@ class Smtp(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, Meta(description="Port of the mail server.", ge=1, le=65535)] = 587
     username: Annotated[str | None, Meta(description="User name at the mail server.")] = None
     password: Annotated[Secret | None, Meta(description="Password at the mail server.")] = None
-    sender: Annotated[str | None, Meta(description="Address that mails come from.", extra=_as(_mail_address))] = field(
-        default=None, name="from"
-    )
+    sender: Annotated[
+        str | None,
+        Meta(
+            description="Address that mails come from, also as `Name <address>`.",
+            extra=_as(_mail_address, shown="`smtp.username` if that is an address, else `quazzar@` this server's name"),
+        ),
+    ] = field(default=None, name="from")
     tls: Annotated[
-        Literal["starttls", "tls", "none"], Meta(description="How the connection to the mail server is protected.")
+        Literal["starttls", "tls", "none"],
+        Meta(description="How the connection to the mail server is protected; certificates are checked."),
     ] = "starttls"
 
 

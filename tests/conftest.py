@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import os
 import secrets
 import uuid
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from quazzar.core.postgres import DatabaseUrls, EmbeddedPostgres
 from quazzar.settings import Settings, load_settings
 
 PASSWORD = "correct horse battery staple"
+LONG_MARKS = ("fuzz", "slow", "torture")
 
 # Some plugin brings rich, and with it tracebacks that show every local variable and hold the event loop for seconds.
 structlog.configure(
@@ -33,6 +35,20 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long runs in CI, by `make test-all`, and where it is asked for by its mark or its file."""
+    if os.environ.get("CI") or os.environ.get("QUAZZAR_TORTURE") or config.option.markexpr:
+        return
+    asked = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    short: list[pytest.Item] = []
+    long: list[pytest.Item] = []
+    for item in items:
+        is_long = any(item.get_closest_marker(mark) for mark in LONG_MARKS) and item.path not in asked
+        (long if is_long else short).append(item)
+    items[:] = short
+    config.hook.pytest_deselected(items=long)
 
 
 @pytest.fixture(scope="session")

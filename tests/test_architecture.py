@@ -51,6 +51,10 @@ PUBLIC = {
         "POST /api/auth/login",
         "POST /api/auth/refresh",
         "POST /api/auth/totp/verify",
+        # For who can't log in; the tokens of mailed links are the proof.
+        "POST /api/auth/forgot-password",
+        "POST /api/auth/reset-password",
+        "POST /api/auth/verify-email",
         # Its token is the proof; whether a login is needed besides depends on the address that it is for.
         "POST /api/invitations/accept",
     },

@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+import hashlib
 import http.server
 import io
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -511,6 +513,23 @@ class TestAdmin:
         result = await run("admin", "reset-password", "--username", "ada@example.com")
         assert result.returncode == 0, result.stderr
         assert await self.state(connection, user_id) == (True, 0, True)
+
+    async def test_a_link_for_who_forgot_their_password(
+        self, connection: "asyncpg.Connection[Any]", run: Callable[..., Awaitable[Result]]
+    ) -> None:
+        user_id = await self.add_user(connection, "ada@example.com", realm="panel")
+        made = [await run("admin", "reset-link", "Ada@example.com") for _ in range(5)]
+        for result in made:
+            assert result.returncode == 0, result.stderr
+            assert re.fullmatch(r"http://127\.0\.0\.1:8080/panel/reset-password#token=qzw_[\w-]{43}\n", result.stdout)
+        digest = hashlib.sha256(made[0].stdout.strip().rpartition("=")[2].encode()).digest()
+        row = await connection.fetchrow("SELECT user_id, purpose FROM mailed_tokens WHERE token_hash = $1", digest)
+        assert tuple(row or ()) == (user_id, "reset_password")
+        unknown = await run("admin", "reset-link", "nobody@example.com")
+        assert (unknown.returncode, only_sentence(unknown)) == (1, "There is no such user")
+        instance = await run("admin", "reset-link", "ada@example.com", "--mode=instance")
+        assert instance.returncode == 2
+        assert "reset-password" in only_sentence(instance)
 
     @pytest.mark.parametrize(
         ("name", "password", "says"),

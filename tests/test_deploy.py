@@ -54,6 +54,7 @@ def test_install_wants_a_checkout(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 def test_install_again_and_uninstall(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for mode in ("instance", "panel"):

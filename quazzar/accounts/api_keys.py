@@ -1,8 +1,8 @@
-"""API keys: made once, shown once, and never more than their maker."""
+"""API keys of both realms: made once, shown once, and never more than their maker."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,44 +12,62 @@ from quazzar.accounts.errors import ApiKeyNotFound, LifetimeExceeded, ScopeExcee
 from quazzar.accounts.events import ApiKeyCreated as ApiKeyMade
 from quazzar.accounts.process import Accounts
 from quazzar.accounts.roles import is_covered
-from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated
+from quazzar.accounts.store import KeyPlace
 from quazzar.core.auth import Principal
 from quazzar.core.errors import Invalid, Unauthorized
 from quazzar.core.ids import new_id
 from quazzar.core.paging import Page
 from quazzar.core.records import audit, publish
 from quazzar.core.schema import in_utc
-from quazzar.core.tokens import api_key_digest, new_api_key
+from quazzar.core.tokens import API_KEY_PREFIX, api_key_digest, new_api_key
 
 MAX_KEYS: Final = 50
 DEFAULT_LIFE: Final = timedelta(days=365)
 LONGEST_LIFE: Final = timedelta(days=3660)
 
 
+class KeyWish(Protocol):
+    """What a caller asks for; on the panel `scopes` are permissions."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def scopes(self) -> Sequence[str]: ...
+    @property
+    def expires_at(self) -> datetime | None: ...
+    @property
+    def allowed_ips(self) -> Sequence[str] | None: ...
+    @property
+    def resources(self) -> Sequence[str] | None: ...
+
+
 class ApiKeyService:
-    """The keys of the caller; one per request."""
+    """The keys of the caller, on the panel those in the tenant that they work in; one per request."""
 
     def __init__(self, session: AsyncSession, accounts: Accounts, principal: Principal) -> None:
         self._session = session
         self._accounts = accounts
         self._principal = principal
+        self._place = KeyPlace(principal.user_id, principal.tenant_id)
 
-    async def create(self, data: ApiKeyCreate) -> ApiKeyCreated:
-        """A new key of the caller's, with its text.
+    async def create(self, data: KeyWish) -> dict[str, Any]:
+        """A new key of the caller's: all that is shown of it, and its text as `key`.
 
         Raises `ScopeExceeded` and `LifetimeExceeded` for a key that could do more, reach further or live longer than
         the credential that asks for it, `TooManyApiKeys`, and `Invalid` by field.
         """
         maker = self._principal
-        expires_at = self._expiry(data)
-        allowed_ips, resources = await self._bounds(data)
+        expires_at = self._expiry(data.expires_at)
+        allowed_ips = await self._networks(data.allowed_ips)
+        resources = self._resources(data.resources)
         if not all(is_covered(scope, maker.scopes) for scope in data.scopes):
             raise ScopeExceeded
         await self._accounts.lock_user(self._session, maker)
-        await store.delete_expired_api_keys(self._session, maker.user_id)
-        if await store.count_api_keys(self._session, maker.user_id) >= MAX_KEYS:
+        await store.delete_expired_api_keys(self._session, self._place)
+        if await store.count_api_keys(self._session, self._place) >= MAX_KEYS:
             raise TooManyApiKeys
-        key = new_api_key()
+        prefix = API_KEY_PREFIX[maker.realm]
+        key = new_api_key(prefix)
         values: dict[str, Any] = {
             "id": new_id("key"),
             "name": data.name,
@@ -60,8 +78,8 @@ class ApiKeyService:
             "allowed_ips": allowed_ips,
             "expires_at": expires_at,
         }
-        digest = api_key_digest(key.encode())
-        created_at = await store.add_api_key(self._session, maker.user_id, key_hash=digest, **values)
+        digest = api_key_digest(key.encode(), prefix)
+        created_at = await store.add_api_key(self._session, self._place, key_hash=digest, **values)
         shown = {name: value for name, value in values.items() if name not in ("id", "expires_at")}
         audit(self._session, "api_key.create", subject=values["id"], after=shown | {"expires_at": str(expires_at)})
         made = ApiKeyMade(
@@ -72,50 +90,62 @@ class ApiKeyService:
             expires_at=expires_at,
         )
         publish(self._session, made, subject=maker.user_id)
-        return ApiKeyCreated(**values, created_at=created_at, last_used_at=None, last_used_ip=None, key=key)
+        return values | {"created_at": created_at, "last_used_at": None, "last_used_ip": None, "key": key}
 
-    def _expiry(self, data: ApiKeyCreate) -> datetime:
+    def _expiry(self, wanted: datetime | None) -> datetime:
         now = datetime.now(UTC)
         limit = self._principal.key_expires_at
-        if data.expires_at is None:
+        if wanted is None:
             default = now + DEFAULT_LIFE
             return default if limit is None else min(default, datetime.fromtimestamp(limit, UTC))
-        expires_at = in_utc(data.expires_at, "expires_at")
+        expires_at = in_utc(wanted, "expires_at")
         if not now < expires_at <= now + LONGEST_LIFE:
             raise Invalid(details={"expires_at": "Expires at must be in the future, and at most ten years away"})
         if limit is not None and expires_at.timestamp() > limit:
             raise LifetimeExceeded
         return expires_at
 
-    async def _bounds(self, data: ApiKeyCreate) -> tuple[list[str] | None, list[str] | None]:
-        """The networks and apps that bind the new key; one that is bound hands its bounds on."""
-        allowed_ips = None if data.allowed_ips is None else _networks(data.allowed_ips)
-        resources = None if data.resources is None else sorted(set(data.resources))
+    async def _networks(self, wanted: Sequence[str] | None) -> list[str] | None:
+        """The networks that bind the new key; a key that is bound hands its bounds on."""
+        allowed_ips = None if wanted is None else _networks(wanted)
         if self._principal.key_id is None:
-            return allowed_ips, resources
-        maker = await store.get_api_key(self._session, self._principal.user_id, self._principal.key_id)
+            return allowed_ips
+        maker = await store.get_api_key(self._session, self._place, self._principal.key_id)
         if maker is None:
             raise Unauthorized
-        if maker.resources is not None:
-            resources = maker.resources if resources is None else resources
-            if not set(resources) <= set(maker.resources):
-                raise ScopeExceeded
-        if maker.allowed_ips is not None:
-            allowed_ips = maker.allowed_ips if allowed_ips is None else allowed_ips
-            if not _lie_within(allowed_ips, maker.allowed_ips):
-                raise ScopeExceeded
-        return allowed_ips, resources
+        if maker.allowed_ips is None:
+            return allowed_ips
+        allowed_ips = maker.allowed_ips if allowed_ips is None else allowed_ips
+        if not _lie_within(allowed_ips, maker.allowed_ips):
+            raise ScopeExceeded
+        return allowed_ips
+
+    def _resources(self, wanted: Sequence[str] | None) -> list[str] | None:
+        """What the new key may touch; who is bound hands their bounds on."""
+        resources = None if wanted is None else sorted(set(wanted))
+        own = self._principal.resources
+        if own is None:
+            return resources
+        resources = sorted(own) if resources is None else resources
+        if not own.issuperset(resources):
+            raise ScopeExceeded
+        return resources
 
     async def find(self, page: Page) -> Sequence[Any]:
         """The caller's keys, newest first, those that expired in the last month among them."""
-        return await store.find_api_keys(self._session, self._principal.user_id, page)
+        return await store.find_api_keys(self._session, self._place, page)
 
     async def delete(self, key_id: str) -> None:
         """Revoke a key of the caller's; it stops with the commit. Raises `ApiKeyNotFound`."""
-        if not await store.delete_api_key(self._session, self._principal.user_id, key_id):
-            raise ApiKeyNotFound
-        await self._accounts.authenticator.drop_with(self._session, key_id)
-        audit(self._session, "api_key.delete", subject=key_id)
+        await delete_key(self._session, self._accounts, self._place, key_id)
+
+
+async def delete_key(session: AsyncSession, accounts: Accounts, place: KeyPlace, key_id: str) -> None:
+    """Revoke a key; it stops with the commit. Raises `ApiKeyNotFound`."""
+    if not await store.delete_api_key(session, place, key_id):
+        raise ApiKeyNotFound
+    await accounts.authenticator.drop_with(session, key_id)
+    audit(session, "api_key.delete", subject=key_id)
 
 
 def _networks(texts: Sequence[str]) -> list[str]:

@@ -23,9 +23,9 @@ from quazzar.accounts.tenancy import Tenancy
 from quazzar.core.addresses import parse_address, rate_key
 from quazzar.core.auth import Principal, Realm
 from quazzar.core.cookies import MARK
-from quazzar.core.db import Database, Listener, after_commit, notify
+from quazzar.core.db import Database, Listener, after_commit, notify, set_scope
 from quazzar.core.errors import Unauthorized
-from quazzar.core.tokens import INSTANCE_ACCESS, PANEL_ACCESS, Tokens, api_key_digest
+from quazzar.core.tokens import API_KEY_PREFIX, INSTANCE_ACCESS, PANEL_ACCESS, Tokens, api_key_digest
 
 log = structlog.get_logger(__name__)
 
@@ -132,8 +132,8 @@ class AccountAuthenticator:
         if authorization.startswith(MARK) and realm == "instance":
             return await self._load_guest(authorization.removeprefix(MARK), address)
         token = _bearer(authorization)
-        if token.startswith(b"qz") and realm == "instance":
-            return await self._load_key(token, address)
+        if token.startswith(b"qz"):
+            return await self._load_key(realm, token, address)
         return await self._load_session(realm, token)
 
     async def still_stands(self, principal: Principal) -> Principal | None:
@@ -186,16 +186,56 @@ class AccountAuthenticator:
             profile=standing.profile,
         )
 
-    async def _load_key(self, token: bytes, address: str) -> _Entry:
-        digest = api_key_digest(token)
-        holder = None if digest is None else await store.key_holder.one_or_none(self._database, key_hash=digest)
-        if holder is None:
+    async def _load_key(self, realm: Realm, token: bytes, address: str) -> _Entry:
+        digest = api_key_digest(token, API_KEY_PREFIX[realm])
+        if digest is None:
+            found = None
+        elif realm == "instance":
+            found = await self._load_own_key(digest)
+        else:
+            found = await self._load_tenants_key(digest)
+        if found is None:
             raise Unauthorized("The API key is not valid")
-        networks = None if holder.allowed_ips is None else parse_networks(holder.allowed_ips)
+        principal, networks = found
         if networks is not None and not _within(address, networks):
             # Not told apart from an unknown key: who stole it need not learn that it is a good one.
             raise Unauthorized("The API key is not valid")
-        return _Entry(_key_principal(holder), holder.expires_at.timestamp(), 0, networks)
+        assert principal.key_expires_at is not None
+        return _Entry(principal, principal.key_expires_at, 0, networks)
+
+    async def _load_own_key(self, digest: bytes) -> "tuple[Principal, Networks | None] | None":
+        holder = await store.key_holder.one_or_none(self._database, key_hash=digest)
+        if holder is None:
+            return None
+        return _key_principal(holder), None if holder.allowed_ips is None else parse_networks(holder.allowed_ips)
+
+    async def _load_tenants_key(self, digest: bytes) -> "tuple[Principal, Networks | None] | None":
+        """A key of the panel may what it was given, as far as who made it may that in its tenant now."""
+        if self._tenancy is None:
+            return None
+        async with self._database.begin() as session:
+            key = await store.get_presented_key(session, digest)
+            if key is None:
+                return None
+            await set_scope(session, tenant=key.tenant_id, user=key.user_id)
+            person = await store.get_person(session, "panel", key.user_id)
+            standing = None if person is None else await self._tenancy.standing(session, key.tenant_id, person)
+        if standing is None:
+            return None
+        scopes = effective(frozenset(key.scopes), standing.permissions)
+        principal = Principal(
+            realm="panel",
+            user_id=key.user_id,
+            client=key.tenant_id,
+            scopes=scopes,
+            key_id=key.id,
+            tenant_id=key.tenant_id,
+            role=standing.role,
+            resources=_common(key.resources, standing.resources),
+            key_expires_at=key.expires_at.timestamp(),
+            profile=msgspec.structs.replace(standing.profile, permissions=sorted(scopes)),
+        )
+        return principal, None if key.allowed_ips is None else parse_networks(key.allowed_ips)
 
     async def _load_guest(self, token: bytes, address: str) -> _Entry:
         guest = await self._guests.by_token(self._database, token) if self._guests is not None else None
@@ -314,6 +354,13 @@ def _instance_principal(person: Person, session_id: str) -> Principal:
         role=person.role or "",
         profile=_me(person, scopes),
     )
+
+
+def _common(resources: Sequence[str] | None, granted: frozenset[str] | None) -> frozenset[str] | None:
+    """What a key and its owner are both bound to."""
+    if resources is None:
+        return granted
+    return frozenset(resources) if granted is None else granted.intersection(resources)
 
 
 def _key_principal(holder: KeyHolder) -> Principal:

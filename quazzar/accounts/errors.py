@@ -19,6 +19,18 @@ class RefreshRefused(Unauthorized):
     message = "The refresh token is not valid"
 
 
+class LinkRefused(Unauthorized):
+    """The one answer to a mailed link's token that is missing, wrong, used, over, or for something else."""
+
+    code = "link_not_valid"
+    message = "The link is not valid, was used, or is over; ask for a new one"
+
+
+class MailNotConfigured(Conflict):
+    code = "mail_not_configured"
+    message = "This server sends no mail; ask who runs it"
+
+
 class PasswordWrong(Forbidden):
     """For a caller who is logged in: 401 would make clients throw a good session away."""
 

@@ -52,6 +52,7 @@ class User(Base):
     password_hash: Mapped[str] = mapped_column(Text(collation="C"))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     last_login_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    email_verified_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     totp_secret: Mapped[bytes | None] = mapped_column(LargeBinary)
     totp_enabled_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     totp_last_step: Mapped[int | None] = mapped_column(BigInteger)
@@ -108,13 +109,37 @@ class RecoveryCode(Base):
     code_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
 
 
+class MailedToken(Base):
+    """The token of a link that was sent to a user's address, known by its hash; using it deletes its row."""
+
+    __tablename__ = "mailed_tokens"
+    __table_args__ = (CheckConstraint("purpose IN ('reset_password', 'verify_email')", name="purpose"),)
+
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    purpose: Mapped[str] = mapped_column(Text(collation="C"))
+    user_id: Mapped[str] = mapped_column(Text(collation="C"), ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
 class ApiKey(Base):
-    """An API key of an instance, known by its hash; `prefix` and `suffix` let its owner recognise it."""
+    """An API key, known by its hash; `prefix` and `suffix` let its owner recognise it. On the panel it is a member's in
+    one tenant.
+    """
 
     __tablename__ = "api_keys"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant_id", "user_id"],
+            ["memberships.tenant_id", "memberships.user_id"],
+            name="fk_api_keys_tenant_id",
+            ondelete="CASCADE",
+        ),
+        Index("ix_api_keys_tenant_id_user_id", "tenant_id", "user_id"),
+    )
 
     id: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
     user_id: Mapped[str] = mapped_column(Text(collation="C"), ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    tenant_id: Mapped[str | None] = mapped_column(Text(collation="C"))
     name: Mapped[str] = mapped_column(Text)
     key_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     prefix: Mapped[str] = mapped_column(Text(collation="C"))

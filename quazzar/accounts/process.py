@@ -99,6 +99,7 @@ class Accounts:
         async with self.database.begin() as session:
             await store.prune_attempts(session)
             await store.prune_last_uses(session)
+            await store.prune_mailed_tokens(session)
         for realm in ("instance", "panel"):
             async with self.database.begin() as session:
                 users = await store.find_users_with_old_tokens(session, realm, datetime.now(UTC) - store.IDLE)

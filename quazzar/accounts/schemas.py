@@ -135,17 +135,18 @@ class MeOut(Out, omit_defaults=True):
     impersonation: GuestOut | None = None
 
 
+KeyExpiry = Annotated[datetime, Meta(tz=True, description="Default: in 365 days")]
+AllowedIps = Annotated[
+    list[Annotated[str, Meta(min_length=2, max_length=50)]],
+    Meta(min_length=1, max_length=50, description="Addresses and networks; from elsewhere the key is refused"),
+]
+
+
 class ApiKeyCreate(In):
     name: Line
     scopes: Annotated[list[Scope], Meta(min_length=1, max_length=50)]
-    expires_at: Annotated[datetime, Meta(tz=True, description="Default: in 365 days")] | None = None
-    allowed_ips: (
-        Annotated[
-            list[Annotated[str, Meta(min_length=2, max_length=50)]],
-            Meta(min_length=1, max_length=50, description="Addresses and networks; from elsewhere the key is refused"),
-        ]
-        | None
-    ) = None
+    expires_at: KeyExpiry | None = None
+    allowed_ips: AllowedIps | None = None
     resources: (
         Annotated[
             list[Annotated[str, Meta(pattern=r"^app_[a-z2-7]{20,40}\Z")]],
@@ -169,8 +170,8 @@ class ApiKeyOut(Out):
     last_used_ip: str | None
 
     @classmethod
-    def of(cls, row: Any) -> "ApiKeyOut":
-        return ApiKeyOut(**{name: getattr(row, name) for name in ApiKeyOut.__struct_fields__})
+    def of(cls, row: Any) -> Self:
+        return cls(**{name: getattr(row, name) for name in cls.__struct_fields__})
 
 
 class ApiKeyCreated(ApiKeyOut):

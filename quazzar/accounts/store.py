@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import (
     ColumnElement,
     Interval,
+    and_,
     bindparam,
     case,
     delete,
@@ -23,15 +24,24 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.accounts.models import ApiKey, LastUse, LoginAttempt, RecoveryCode, RefreshToken, Session, User
+from quazzar.accounts.models import (
+    ApiKey,
+    LastUse,
+    LoginAttempt,
+    MailedToken,
+    RecoveryCode,
+    RefreshToken,
+    Session,
+    User,
+)
 from quazzar.core.auth import Realm
-from quazzar.core.db import Query
+from quazzar.core.db import Query, present, see_all_tenants
 from quazzar.core.paging import Page
 
 IDLE: Final = timedelta(days=7)
 """A session that was not used for so long is over, whatever its absolute end."""
 
-_PERSON = (
+_PERSON: tuple[Any, ...] = (
     User.id,
     User.username,
     User.email,
@@ -41,6 +51,7 @@ _PERSON = (
     User.created_at,
     User.last_login_at,
     User.totp_enabled_at.is_not(None),
+    User.email_verified_at.is_not(None),
 )
 
 
@@ -56,6 +67,7 @@ class Person(msgspec.Struct, frozen=True):
     created_at: datetime
     last_login_at: datetime | None
     totp_enabled: bool
+    email_verified: bool
 
 
 class KeyHolder(Person, frozen=True):
@@ -361,6 +373,54 @@ async def take_refresh_token(session: AsyncSession, realm: Realm, token_hash: by
     return _touched(await session.execute(statement)) == 1
 
 
+# --- tokens of mailed links ---
+
+
+async def add_mailed_token(
+    session: AsyncSession, user_id: str, purpose: str, token_hash: bytes, expires_at: datetime
+) -> None:
+    await session.execute(
+        insert(MailedToken).values(user_id=user_id, purpose=purpose, token_hash=token_hash, expires_at=expires_at)
+    )
+
+
+async def count_mailed_tokens(session: AsyncSession, user_id: str, purpose: str) -> int:
+    """How many of the user's are still good."""
+    statement = select(func.count()).where(
+        MailedToken.user_id == user_id, MailedToken.purpose == purpose, MailedToken.expires_at > func.now()
+    )
+    return (await session.execute(statement)).scalar_one()
+
+
+async def find_mailed_token(session: AsyncSession, purpose: str, token_hash: bytes) -> str | None:
+    """Whose token it is, if it is still good."""
+    statement = select(MailedToken.user_id).where(
+        MailedToken.token_hash == token_hash, MailedToken.purpose == purpose, MailedToken.expires_at > func.now()
+    )
+    return (await session.execute(statement)).scalar_one_or_none()
+
+
+async def take_mailed_token(session: AsyncSession, purpose: str, token_hash: bytes) -> str | None:
+    """Use the token up, and with it all of the user's for the same purpose; gives whose it was, None when it is not
+    good any more.
+    """
+    statement = (
+        delete(MailedToken)
+        .where(
+            MailedToken.token_hash == token_hash, MailedToken.purpose == purpose, MailedToken.expires_at > func.now()
+        )
+        .returning(MailedToken.user_id)
+    )
+    user_id = (await session.execute(statement)).scalar_one_or_none()
+    if user_id is not None:
+        await session.execute(delete(MailedToken).where(MailedToken.user_id == user_id, MailedToken.purpose == purpose))
+    return user_id
+
+
+async def prune_mailed_tokens(session: AsyncSession) -> None:
+    await session.execute(delete(MailedToken).where(MailedToken.expires_at <= func.now()))
+
+
 # --- API keys ---
 
 key_holder: Query[KeyHolder] = Query(
@@ -369,31 +429,61 @@ key_holder: Query[KeyHolder] = Query(
     .where(ApiKey.key_hash == bindparam("key_hash"), ApiKey.expires_at > func.now(), User.realm == "instance"),
     KeyHolder,
 )
-"""By `key_hash`: the user and the key, if it has not expired."""
+"""By `key_hash`: the user of an instance and their key, if it has not expired."""
 
 
-async def add_api_key(session: AsyncSession, user_id: str, **values: Any) -> datetime:
-    statement = insert(ApiKey).values(user_id=user_id, **values).returning(ApiKey.created_at)
-    return (await session.execute(statement)).scalar_one()
+class KeyPlace(msgspec.Struct, frozen=True):
+    """Where keys lie: with a user of an instance; on the panel in a tenant, those of one member or of all."""
+
+    user_id: str | None
+    tenant_id: str | None = None
+
+    @property
+    def condition(self) -> ColumnElement[bool]:
+        own = true() if self.user_id is None else ApiKey.user_id == self.user_id
+        return and_(own, ApiKey.tenant_id.is_not_distinct_from(self.tenant_id))
 
 
-async def count_api_keys(session: AsyncSession, user_id: str) -> int:
-    """How many keys the user has that have not expired."""
-    statement = select(func.count()).where(ApiKey.user_id == user_id, ApiKey.expires_at > func.now())
-    return (await session.execute(statement)).scalar_one()
-
-
-async def get_api_key(session: AsyncSession, user_id: str, key_id: str) -> Any:
-    """What binds a key: its networks and apps."""
-    statement = select(ApiKey.allowed_ips, ApiKey.resources).where(ApiKey.id == key_id, ApiKey.user_id == user_id)
+async def get_presented_key(session: AsyncSession, key_hash: bytes) -> Any:
+    """Whose key of the panel it is and what binds it, if it has not expired."""
+    await present(session, key_hash)
+    statement = select(
+        ApiKey.id,
+        ApiKey.user_id,
+        ApiKey.tenant_id,
+        ApiKey.scopes,
+        ApiKey.resources,
+        ApiKey.allowed_ips,
+        ApiKey.expires_at,
+    ).where(ApiKey.key_hash == key_hash, ApiKey.tenant_id.is_not(None), ApiKey.expires_at > func.now())
     return (await session.execute(statement)).one_or_none()
 
 
-async def find_api_keys(session: AsyncSession, user_id: str, page: Page) -> Sequence[Any]:
-    """All keys of a user, newest first, with their last use."""
+async def add_api_key(session: AsyncSession, place: KeyPlace, **values: Any) -> datetime:
+    statement = insert(ApiKey).values(user_id=place.user_id, tenant_id=place.tenant_id, **values)
+    return (await session.execute(statement.returning(ApiKey.created_at))).scalar_one()
+
+
+async def count_api_keys(session: AsyncSession, place: KeyPlace) -> int:
+    """How many there are that have not expired."""
+    statement = select(func.count()).where(place.condition, ApiKey.expires_at > func.now())
+    return (await session.execute(statement)).scalar_one()
+
+
+async def get_api_key(session: AsyncSession, place: KeyPlace, key_id: str) -> Any:
+    """Whose it is, and what binds it."""
+    statement = select(ApiKey.user_id, ApiKey.scopes, ApiKey.allowed_ips, ApiKey.resources).where(
+        ApiKey.id == key_id, place.condition
+    )
+    return (await session.execute(statement)).one_or_none()
+
+
+async def find_api_keys(session: AsyncSession, place: KeyPlace, page: Page) -> Sequence[Any]:
+    """All of them, newest first, with their last use."""
     statement = (
         select(
             ApiKey.id,
+            ApiKey.user_id,
             ApiKey.name,
             ApiKey.prefix,
             ApiKey.suffix,
@@ -406,26 +496,25 @@ async def find_api_keys(session: AsyncSession, user_id: str, page: Page) -> Sequ
             LastUse.ip.label("last_used_ip"),
         )
         .outerjoin(LastUse, LastUse.id == ApiKey.id)
-        .where(ApiKey.user_id == user_id, *_below(ApiKey.id, page))
+        .where(place.condition, *_below(ApiKey.id, page))
         .order_by(ApiKey.id.desc())
         .limit(page.fetch)
     )
     return (await session.execute(statement)).all()
 
 
-async def delete_api_key(session: AsyncSession, user_id: str, key_id: str) -> bool:
-    """False when the user has no such key."""
-    statement = delete(ApiKey).where(ApiKey.id == key_id, ApiKey.user_id == user_id)
-    found = _touched(await session.execute(statement)) == 1
+async def delete_api_key(session: AsyncSession, place: KeyPlace, key_id: str) -> bool:
+    """False when there is no such key."""
+    found = _touched(await session.execute(delete(ApiKey).where(ApiKey.id == key_id, place.condition))) == 1
     if found:
         await session.execute(delete(LastUse).where(LastUse.id == key_id))
     return found
 
 
-async def delete_expired_api_keys(session: AsyncSession, user_id: str) -> None:
+async def delete_expired_api_keys(session: AsyncSession, place: KeyPlace) -> None:
     """Forget keys that have been of no use for a month."""
     limit = func.now() - literal(timedelta(days=30), Interval())
-    await session.execute(delete(ApiKey).where(ApiKey.user_id == user_id, ApiKey.expires_at < limit))
+    await session.execute(delete(ApiKey).where(place.condition, ApiKey.expires_at < limit))
 
 
 # --- last uses ---
@@ -455,7 +544,8 @@ _NOTE_USES = text(
 
 
 async def prune_last_uses(session: AsyncSession) -> None:
-    """Forget uses of sessions that are over and of keys that are gone."""
+    """Forget uses of sessions that are over and of keys that are gone, of all tenants."""
+    await see_all_tenants(session)
     await session.execute(
         delete(LastUse).where(
             LastUse.id.startswith("ses_", autoescape=True),

@@ -10,8 +10,8 @@ from quazzar.core.auth import Principal
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """A user's place in a tenant now. `profile` is what `GET /api/auth/me` shows of the two; `resources` are what the
-    user is bound to there, None when to nothing.
+    """A user's place in a tenant now. `profile`, a struct with `permissions`, is what `GET /api/auth/me` shows of the
+    two; `resources` are what the user is bound to there, None when to nothing.
     """
 
     role: str

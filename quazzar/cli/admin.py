@@ -35,6 +35,16 @@ def setup_token(arguments: Arguments) -> int:
     return 0
 
 
+def reset_link(arguments: Arguments) -> int:
+    """For panels that send no mail, or whose mail does not arrive: the link is handed over by other means."""
+    settings = arguments.settings()
+    if settings.server.mode == "instance":
+        return _refuse("links are for users of the panel; here `quazzar admin reset-password` sets a password")
+    print(run_async(_make_link(settings, arguments.email)))
+    sys.stderr.write("It works once, within an hour\n")
+    return 0
+
+
 def _refuse(sentence: str) -> int:
     sys.stderr.write(f"quazzar: {sentence}\n")
     return USAGE_ERROR
@@ -74,6 +84,13 @@ async def _reset(settings: Settings, name: str, password: str, *, disable_totp: 
         # Sessions are seen by their user alone, so the work is done in that user's scope.
         async with database.begin(user=user_id) as session:
             await AccountService(session, realm).reset_password(name, password, disable_totp=disable_totp)
+
+
+async def _make_link(settings: Settings, email: str) -> str:
+    from quazzar.panel.accounts.links import reset_link as make  # noqa: PLC0415
+
+    async with usable_database(settings) as database, database.begin() as session:
+        return await make(session, settings, email)
 
 
 async def _renew_token(settings: Settings) -> str | None:

@@ -26,6 +26,7 @@ class Arguments(argparse.Namespace):
     output: Path | None = None
     check: bool = False
     username: str | None = None
+    email: str = ""
     disable_totp: bool = False
 
     def settings(self) -> Settings:
@@ -72,9 +73,10 @@ def _parser() -> _Parser:
     openapi = command("openapi", ("openapi", "run"), "print the OpenAPI document of --mode=instance or panel")
     openapi.add_argument("--output", type=Path, metavar="FOLDER", help="write it (with --mode=all both) there instead")
     openapi.add_argument("--check", action="store_true", help="fail when the packaged documents are not up to date")
-    events = command("events", ("events", "run"), "print the page that describes every event")
-    events.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
-    events.add_argument("--check", action="store_true", help="with --output: fail when the file is not up to date")
+    for name, about in (("events", "that describes every event"), ("permissions", "of who may do what on the panel")):
+        page = command(name, (name, "run"), f"print the page {about}")
+        page.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
+        page.add_argument("--check", action="store_true", help="with --output: fail when the file is not up to date")
     command("doctor", ("doctor", "run"), "check settings, key, folder, database, engine, ports and clock")
 
     admin = commands.add_parser("admin", help="ways back in, for who has a shell on the server").add_subparsers(
@@ -84,6 +86,11 @@ def _parser() -> _Parser:
     reset.add_argument("--username", help="whose; needed when there are several admins")
     reset.add_argument("--disable-totp", action="store_true", help="also turn the second factor off")
     reset.set_defaults(command=("admin", "reset_password"))
+    link = admin.add_parser(
+        "reset-link", parents=[shared], help="make a link by which a user of the panel gets back in"
+    )
+    link.add_argument("email", help="the address that they log in with")
+    link.set_defaults(command=("admin", "reset_link"))
     token = admin.add_parser("setup-token", parents=[shared], help="make and print a new token for the first setup")
     token.set_defaults(command=("admin", "setup_token"))
 

@@ -75,6 +75,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         yield await check_engine(settings)
     for finding in check_ports(settings):
         yield finding
+    if settings.smtp.host is not None:
+        yield await check_mail(settings)
     yield check_open_files(settings)
     yield check_clock()
 
@@ -289,6 +291,20 @@ def _is_quazzar(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+async def check_mail(settings: Settings) -> Finding:
+    """Whether the mail server lets us in; nothing is sent."""
+    from quazzar.mail.smtp import MailServer, MailUnsent  # noqa: PLC0415 - only where there is one
+
+    where = f"{settings.smtp.host}:{settings.smtp.port}"
+    try:
+        await MailServer(settings).probe()
+    except MailUnsent as unsent:
+        return Finding("fail", "mail", f"{where}: {unsent}")
+    if settings.smtp.tls == "none" and settings.smtp.host not in {"localhost", "127.0.0.1", "::1"}:
+        return Finding("warn", "mail", f"{where} answers, but smtp.tls is none: all can be read on the way")
+    return Finding("ok", "mail", f"{where} answers and lets us in")
 
 
 def check_open_files(settings: Settings) -> Finding:

@@ -1,13 +1,13 @@
 """`quazzar events`: the page that describes every event, made from the classes."""
 
 import inspect
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from quazzar.cli.arguments import Arguments
+from quazzar.cli.pages import put
 from quazzar.core.records import Event, event_types
 
 _HEAD = """\
@@ -27,17 +27,7 @@ and its `data` depends on its `type`. New fields may come; none goes or changes 
 
 
 def run(arguments: Arguments) -> int:
-    """Writes the page to `--output`, else to standard output; with `--check` 1 when that file is another."""
-    if arguments.output is None:
-        sys.stdout.write(page())
-        return 0
-    if not arguments.check:
-        arguments.output.write_text(page(), encoding="utf-8")
-        return 0
-    if arguments.output.is_file() and arguments.output.read_text(encoding="utf-8") == page():
-        return 0
-    sys.stderr.write(f"quazzar: {arguments.output} is old; run `make events`\n")
-    return 1
+    return put(arguments, page(), target="events")
 
 
 def page() -> str:

@@ -39,11 +39,15 @@ def reseal(arguments: Arguments) -> int:
 
 async def _reseal(settings: Settings, keyring: Keyring) -> int:
     from quazzar.accounts import service as accounts  # noqa: PLC0415 - `rotate` needs neither
+    from quazzar.channels import service as channels  # noqa: PLC0415
     from quazzar.instance.apps import service as apps  # noqa: PLC0415
+    from quazzar.instance.orders import service as orders  # noqa: PLC0415
     from quazzar.instance.registries import service as registries  # noqa: PLC0415
+    from quazzar.mail import service as mail  # noqa: PLC0415
+    from quazzar.panel.commands import service as commands  # noqa: PLC0415
     from quazzar.panel.fleet import authority  # noqa: PLC0415
     from quazzar.webhooks import service as webhooks  # noqa: PLC0415
 
-    domains = (accounts, apps, registries, authority, webhooks)
+    domains = (accounts, apps, authority, channels, commands, mail, orders, registries, webhooks)
     async with usable_database(settings) as database, database.begin() as session:
         return sum([await domain.reseal(session, keyring) for domain in domains])

@@ -78,7 +78,10 @@ async def _no_reset(_: "asyncpg.Connection[Any]") -> None:
 
 
 class Database:
-    """One engine for transactions and one small pool for hot reads, both under the app's own role."""
+    """One engine for transactions and one small pool for hot reads, both under the app's own role.
+
+    `session_info` is what every session of this process finds in its `info`, such as the keyring.
+    """
 
     def __init__(self, url: str, *, pool_size: int = 10, role: str | None = None) -> None:
         self.url = url
@@ -98,7 +101,8 @@ class Database:
             json_deserializer=msgspec.json.decode,
             connect_args={"timeout": 5, "server_settings": settings},
         )
-        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        self.session_info: dict[str, Any] = {}
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False, info=self.session_info)
         self._reads: asyncpg.Pool[Any] | None = None
         self._reads_lock = asyncio.Lock()
         self._reads_size = max(2, pool_size // 2)
@@ -167,6 +171,14 @@ async def set_scope(session: AsyncSession, *, tenant: str | None = None, user: s
 
 
 _SCOPE = text("SELECT set_config('app.tenant', :tenant, true), set_config('app.user', :user, true)")
+
+
+async def present(session: AsyncSession, token_hash: bytes) -> None:
+    """Let row-level security show the row that a token opens, before anything is known about who holds it."""
+    await session.execute(_PRESENT, {"digest": token_hash.hex()})
+
+
+_PRESENT = text("SELECT set_config('app.presented', :digest, true)")
 
 
 async def see_all_tenants(session: AsyncSession) -> None:

@@ -11,7 +11,20 @@ from msgspec import UNSET, Meta, UnsetType, inspect
 
 from quazzar.core.errors import Invalid, InvalidJson
 
-__all__ = ["UNSET", "In", "Line", "Meta", "Name", "Out", "Text", "UnsetType", "decode_body", "given"]
+__all__ = [
+    "UNSET",
+    "Email",
+    "In",
+    "Line",
+    "Meta",
+    "Name",
+    "Out",
+    "Text",
+    "UnsetType",
+    "decode_body",
+    "given",
+    "read_value",
+]
 
 T = TypeVar("T")
 
@@ -55,6 +68,20 @@ Name = Annotated[
 """A name that ends up in container names and host names (RFC 1123 label)."""
 
 
+# The common part of RFC 5321's mailboxes: no quoted local parts, no address literals, international domains as xn--.
+Email = Annotated[
+    str,
+    Meta(
+        min_length=3,
+        max_length=254,
+        pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+        r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)+\Z",
+        examples=["ada@example.com"],
+        extra=message("{label} must be a mail address such as ada@example.com"),
+    ),
+]
+
+
 def given(struct: msgspec.Struct) -> dict[str, Any]:
     """The fields that the caller sent: those that are not UNSET."""
     values = ((name, getattr(struct, name)) for name in struct.__struct_fields__)
@@ -94,14 +121,33 @@ def decode_body(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         value = msgspec.json.decode(body or b"{}")
         info = inspect.type_info(kind)
-        if not isinstance(value, dict) and isinstance(info, inspect.StructType):
+        if not isinstance(value, dict) and _is_object(info):
             raise InvalidJson("The body must be a JSON object") from error
-        problems: dict[str, str] = {}
-        _collect(value, info, "", "Value", problems)
-        raise Invalid(details=problems or {"": str(error)}) from error
+        raise Invalid(details=_problems(value, info) or {"": str(error)}) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidJson from error
     return decoded
+
+
+def read_value(value: object, kind: type[T], *, path: str) -> T:
+    """A value that is decoded already as `kind`. Raises `Invalid` with a sentence for every field below `path`."""
+    try:
+        return msgspec.convert(value, kind, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise Invalid(details=_problems(value, inspect.type_info(kind), path) or {path: str(error)}) from error
+
+
+def _problems(value: object, info: inspect.Type, path: str = "") -> dict[str, str]:
+    problems: dict[str, str] = {}
+    _collect(value, info, path, "Value", problems)
+    return problems
+
+
+def _is_object(info: inspect.Type) -> bool:
+    """Whether only JSON objects can be of this type: a struct, or one of several that a field tells apart."""
+    if isinstance(info, inspect.UnionType):
+        return all(_is_object(member) for member in info.types)
+    return isinstance(info, inspect.StructType)
 
 
 def _label(name: str) -> str:
@@ -127,9 +173,11 @@ def _collect(value: Any, info: inspect.Type, path: str, label: str, problems: di
         case inspect.DictType():
             if isinstance(value, dict):
                 for key, item in value.items():
-                    _collect(item, info.value_type, _join(path, key), _label(key), problems)
+                    _collect(item, info.value_type, _join(path, str(key)), _label(str(key)), problems)
             else:
                 found = f"{label} must be an object"
+        case inspect.UnionType() if text is not None:
+            found = text if _problems(value, info) else None
         case inspect.UnionType():
             _collect_union(value, info, path, label, problems)
         case _:
@@ -163,9 +211,9 @@ def _collect_struct(value: Any, info: inspect.StructType, path: str, label: str,
     if info.forbid_unknown_fields:
         for name in value:
             if name not in known and name != info.tag_field:
-                close = difflib.get_close_matches(name, known, n=1)
+                close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
-                problems[_join(path, name)] = f"Unknown field{hint}"
+                problems[_join(path, str(name))] = f"Unknown field{hint}"
 
 
 def _collect_union(value: Any, info: inspect.UnionType, path: str, label: str, problems: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ import uvloop
 from uvicorn.server import HANDLED_SIGNALS
 
 from quazzar.core.exchange import App
+from quazzar.core.memory import give_back
 from quazzar.core.protocol import ServerConfig, UvicornConfig
 
 __all__ = ["CannotListen", "Server", "ServerConfig", "StartFailed", "listen", "run_server"]
@@ -150,6 +151,7 @@ class Server(uvicorn.Server):
             # What is there now lives as long as the process; the collector need not look at it again.
             gc.collect()
             gc.freeze()
+            give_back()
             # Requests make many short-lived objects: looking at them less often cuts the slowest answers.
             gc.set_threshold(20_000, 10, 10)
             gc.enable()

@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 import zlib
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal, NoReturn
 
@@ -144,11 +145,15 @@ def opaque_digest(prefix: str, token: str) -> bytes | None:
 
 # --- API keys ---
 
+API_KEY_PREFIX: Final[Mapping[str, str]] = {"instance": "qzr", "panel": "qzp"}
+"""How the keys of each realm begin, so that none is ever asked for in the other."""
+
 API_KEY_PATTERN: Final = r"^qzr_[0-9A-Za-z]{42}$"
+PANEL_KEY_PATTERN: Final = r"^qzp_[0-9A-Za-z]{42}$"
 """For secret scanners. The last six characters are the CRC-32 of the 36 before them, in base 62."""
 
 _BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_API_KEY: Final = re.compile(rb"qzr_([0-9A-Za-z]{36})([0-9A-Za-z]{6})")
+_API_KEY: Final = re.compile(rb"([a-z]{3})_([0-9A-Za-z]{36})([0-9A-Za-z]{6})")
 
 
 def _checksum(text: bytes) -> bytes:
@@ -160,15 +165,15 @@ def _checksum(text: bytes) -> bytes:
     return "".join(reversed(letters)).encode()
 
 
-def new_api_key() -> str:
-    """`qzr_`, 36 random base-62 characters (214 bits) and their checksum."""
+def new_api_key(prefix: str = "qzr") -> str:
+    """`prefix`, `_`, 36 random base-62 characters (214 bits) and their checksum."""
     random = "".join(secrets.choice(_BASE62) for _ in range(36))
-    return f"qzr_{random}{_checksum(random.encode()).decode()}"
+    return f"{prefix}_{random}{_checksum(random.encode()).decode()}"
 
 
-def api_key_digest(key: bytes) -> bytes | None:
+def api_key_digest(key: bytes, prefix: str = "qzr") -> bytes | None:
     """What is stored of an API key; None when its form or checksum is wrong, so that no database need be asked."""
     match = _API_KEY.fullmatch(key)
-    if match is None or _checksum(match[1]) != match[2]:
+    if match is None or match[1] != prefix.encode() or _checksum(match[2]) != match[3]:
         return None
     return hashlib.sha256(key).digest()

@@ -5,12 +5,12 @@ from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Interval, and_, delete, func, literal, select, text, update
+from sqlalchemy import ColumnElement, Interval, and_, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Realm
-from quazzar.core.db import see_all_tenants
+from quazzar.core.db import present, see_all_tenants
 from quazzar.invitations.models import Invitation
 
 _KEPT: Final = timedelta(days=30)
@@ -70,14 +70,11 @@ async def delete_invitations_of(session: AsyncSession, place: Place, user_id: st
 
 async def get_presented(session: AsyncSession, realm: Realm, token_hash: bytes) -> Any:
     """The invitation of a token, accepted and expired ones too, with `expired`."""
-    await session.execute(_PRESENT, {"digest": token_hash.hex()})
+    await present(session, token_hash)
     statement = select(*_COLUMNS, (Invitation.expires_at <= func.now()).label("expired")).where(
         Invitation.realm == realm, Invitation.token_hash == token_hash
     )
     return (await session.execute(statement)).one_or_none()
-
-
-_PRESENT = text("SELECT set_config('app.presented', :digest, true)")
 
 
 async def accept_invitation(session: AsyncSession, place: Place, invitation_id: str, token_hash: bytes) -> bool:

@@ -7,6 +7,7 @@ with `quazzar order 1` and a NUL, which no base64url text has.
 
 import re
 import time
+from datetime import datetime
 from typing import Annotated, Final
 
 import jwt
@@ -83,9 +84,10 @@ def sign_impersonation(claims: Impersonation, key: Ed25519PrivateKey) -> str:
     return jwt.encode(msgspec.to_builtins(claims), key, _ALGORITHM, headers=_HEADER)
 
 
-def open_impersonation(token: str, key: bytes, *, instance_id: str) -> Impersonation:
-    """What a panel with this raw Ed25519 public key has signed for this instance less than a minute ago; whether it was
-    used before is for the caller to look at. Raises `TokenRefused`, `TokenOver`.
+def open_impersonation(token: str, key: bytes, *, instance_id: str, now: datetime) -> Impersonation:
+    """What a panel with this raw Ed25519 public key has signed for this instance less than a minute ago; its tenant,
+    and whether it was used before, are for the caller to look at. `now` is the time by the panel's clock, as far as
+    that is known. Raises `TokenRefused`, `TokenOver`.
     """
     if len(token) > MOST_TOKEN or _FORM.fullmatch(token) is None:
         raise TokenRefused
@@ -111,10 +113,9 @@ def open_impersonation(token: str, key: bytes, *, instance_id: str) -> Impersona
         claims = msgspec.convert(plain, Impersonation, strict=True)
     except (jwt.InvalidTokenError, msgspec.ValidationError, ValueError):
         raise TokenRefused from None
-    now = time.time()
-    begins = max(claims.iat, claims.nbf)
-    if claims.exp - claims.iat > SECONDS or begins - AHEAD_SECONDS > now or claims.sub != claims.act.sub:
+    seconds, begins = now.timestamp(), max(claims.iat, claims.nbf)
+    if claims.exp - claims.iat > SECONDS or begins - AHEAD_SECONDS > seconds or claims.sub != claims.act.sub:
         raise TokenRefused
-    if now >= claims.exp:
+    if seconds >= claims.exp:
         raise TokenOver
     return claims

@@ -15,6 +15,10 @@ _CONTEXT: Final = b"quazzar order 1\0"
 _Id = Annotated[str, Meta(max_length=64)]
 
 
+class OrderForged(LinkProblem):
+    """An order that this panel has not signed."""
+
+
 class OrderActor(msgspec.Struct, kw_only=True):
     """Who gave the order on the panel, for the audit log of the instance."""
 
@@ -36,7 +40,13 @@ class OrderBody(msgspec.Struct, kw_only=True):
     expires_at: Moment
 
 
+class _Named(msgspec.Struct):
+    order_id: _Id
+
+
 _decode = msgspec.msgpack.Decoder(OrderBody).decode
+_decode_name = msgspec.msgpack.Decoder(_Named).decode
+_UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError, ValueError)
 
 
 def sign_order(body: OrderBody, key: Ed25519PrivateKey) -> Order:
@@ -45,13 +55,21 @@ def sign_order(body: OrderBody, key: Ed25519PrivateKey) -> Order:
 
 
 def open_order(order: Order, key: bytes) -> OrderBody:
-    """The order of a panel with this raw Ed25519 public key. Raises `LinkProblem` for one that it did not sign, or
-    that can't be read; its instance, kind and time are for the caller to look at.
+    """The order of a panel with this raw Ed25519 public key. Raises `OrderForged` for one that it did not sign, and
+    `LinkProblem` for one that can't be read; its instance, kind and time are for the caller to look at.
     """
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(order.signature, _CONTEXT + order.body)
         return _decode(order.body)
     except InvalidSignature:
-        raise LinkProblem("An order is not signed by this panel") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError, ValueError):
+        raise OrderForged("An order is not signed by this panel") from None
+    except _UNREADABLE:
         raise LinkProblem("An order can't be read") from None
+
+
+def claimed_id(order: Order) -> str | None:
+    """The id that an order names, whoever has signed it and whatever else is in it; None where it names none."""
+    try:
+        return _decode_name(order.body).order_id
+    except _UNREADABLE:
+        return None

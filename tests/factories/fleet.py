@@ -13,7 +13,7 @@ from quazzar.instance.enrolment.keys import signing_request
 from quazzar.instance.enrolment.models import PanelLink
 from quazzar.link.messages import Enrol, Facts
 from quazzar.link.tokens import new_token
-from quazzar.panel.fleet.authority import Authority
+from quazzar.panel.fleet.authority import Authority, read_request
 from quazzar.panel.fleet.enrolment import enrol
 from quazzar.panel.fleet.models import FleetToken
 
@@ -54,8 +54,10 @@ async def make_instance(database: Database, authority: Authority, tenant_id: str
     return instance_id
 
 
-async def link(database: Database, authority: Authority, instance_id: str, **values: Any) -> None:
+async def link(database: Database, authority: Authority, instance_id: str, tenant_id: str, **values: Any) -> None:
     """Make the app's own instance be this one; nothing is dialled."""
+    request = read_request(signing_request(ec.generate_private_key(ec.SECP256R1())))
+    certificate = authority.issue_client(request, instance_id=instance_id, tenant_id=tenant_id).certificate
     known: dict[str, Any] = {
         "id": 1,
         "instance_id": instance_id,
@@ -63,7 +65,7 @@ async def link(database: Database, authority: Authority, instance_id: str, **val
         "host": "127.0.0.1",
         "port": 1,
         "ca_certificate": authority.pem,
-        "certificate": "",
+        "certificate": certificate,
         "signing_key": authority.signing_public_key,
     }
     async with database.begin() as session:

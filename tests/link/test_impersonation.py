@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import jwt
@@ -47,7 +48,7 @@ def signed(payload: Any = None, *, key: Any = KEY, algorithm: str = "EdDSA", **h
 
 
 def read(token: str, instance_id: str = INSTANCE, key: bytes = PUBLIC) -> Impersonation:
-    return open_impersonation(token, key, instance_id=instance_id)
+    return open_impersonation(token, key, instance_id=instance_id, now=datetime.now(UTC))
 
 
 @pytest.fixture(autouse=True)

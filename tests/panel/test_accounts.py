@@ -150,6 +150,27 @@ async def test_an_idempotency_key_registers_once(client: httpx.AsyncClient) -> N
     assert (first.status_code, first.content) == (second.status_code, second.content)
 
 
+async def test_without_a_mail_server_the_operator_is_told(
+    client: httpx.AsyncClient, member: MadeUser, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    for email in (member.name, "nobody@example.com"):
+        answer = await client.post(f"{AUTH}/forgot-password", json={"email": email})
+        assert (answer.status_code, answer.content) == (204, b"")
+    told = ""
+    async with asyncio.timeout(20):
+        while "quazzar admin reset-link" not in told:
+            await asyncio.sleep(0.05)
+            told += capfd.readouterr().out
+    assert member.id in told
+    assert member.name not in told
+    headers = bearer((await log_in(client, member))["access_token"])
+    answer = await client.post(f"{AUTH}/verify-email", json={}, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (409, "mail_not_configured")
+    link = await client.post(f"{AUTH}/verify-email", json={"token": "qzv_" + "a" * 43}, headers=headers)
+    assert (link.status_code, link.json()["code"]) == (401, "link_not_valid")
+
+
 # --- login and sessions ---
 
 

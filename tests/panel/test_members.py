@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -12,7 +11,7 @@ from sqlalchemy import text
 from quazzar.core.db import Database
 from quazzar.core.ids import new_id
 from quazzar.invitations import store as invitations
-from tests.conftest import PASSWORD, RunningApp
+from tests.conftest import PASSWORD
 from tests.factories.accounts import MadeUser, bearer, headers_of, make_colleague, make_member
 
 API = "/panel/api"
@@ -20,17 +19,6 @@ MEMBERS = f"{API}/members"
 ROLES = f"{API}/roles"
 ACCEPT = f"{API}/invitations/accept"
 Headers = dict[str, str]
-
-
-@pytest.fixture(scope="module")
-async def client(app: RunningApp) -> AsyncIterator[httpx.AsyncClient]:
-    async with app.client() as client:
-        yield client
-
-
-@pytest.fixture
-async def ada(database: Database) -> MadeUser:
-    return await make_member(database)
 
 
 @pytest.fixture

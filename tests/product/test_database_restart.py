@@ -17,6 +17,7 @@ def kill_database(one: Product) -> None:
     psutil.Process(pid).kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["instance"])
 def test_the_database_dies_under_load(mode: str, tmp_path: Path) -> None:
     with product(tmp_path / "data", mode=mode) as one:

@@ -16,7 +16,7 @@ import pytest
 from tests.product.process import Product, product
 from tests.webhooks.receiver import receiving
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")]
 
 
 def keys_until_refused(one: Product, headers: dict[str, str], seconds: float) -> tuple[set[str], set[int]]:

@@ -217,7 +217,7 @@ def test_the_live_feed_crosses_processes_stays_in_its_tenant_and_resumes_at_anot
 
 def test_a_line_at_one_process_is_cut_by_another(cluster: Cluster, tmp_path: Path) -> None:
     _, ada = cluster.tenant()
-    machine = Machine(tmp_path / "machine", cluster.one, ada)
+    machine = Machine(tmp_path / "machine", cluster.one, ada, path="/api")
     made = machine.enrol()
     with machine.dial(made.certificate) as line:
         line.send(hello(made.instance_id))

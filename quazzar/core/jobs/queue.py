@@ -1,6 +1,6 @@
 """What a request does with jobs: make one, cancel one, try one again, each in the caller's own transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -83,33 +83,41 @@ async def enqueue(
     actor: str | None = None,
     tenant_id: str | None = None,
     delay_seconds: float = 0,
+    caller: Caller | None = None,
     **args: Any,
 ) -> str:
     """Make a job in the transaction of `session` and give its id; it starts once that is committed.
 
     `args` must be JSON and hold no secret: they are kept in the clear. `subject` is the id of what the job is about.
-    Realm, tenant and actor are those of the session's caller where they are not given. Raises `TypeError` when the
-    job's function does not take `args`.
+    Realm, tenant and actor are those of `caller`, else of the session's caller, where they are not given. Raises
+    `TypeError` when the job's function does not take `args`.
     """
     kind.check(args)
-    caller: Caller = session.info.get("caller", SYSTEM)
+    who: Caller = caller if caller is not None else session.info.get("caller", SYSTEM)
     job_id = new_id("job")
     await session.execute(
         _INSERT,
         {
             "id": job_id,
-            "realm": realm if realm is not None else caller.realm,
-            "tenant_id": tenant_id if tenant_id is not None else caller.tenant_id,
+            "realm": realm if realm is not None else who.realm,
+            "tenant_id": tenant_id if tenant_id is not None else who.tenant_id,
             "kind": kind.kind,
             "subject": subject,
             "args": msgspec.json.encode(args).decode(),
             "max_attempts": kind.max_attempts,
             "cancellable": kind.cancellable,
-            "actor": actor if actor is not None else caller.id,
+            "actor": actor if actor is not None else who.id,
         },
     )
     await deliver(session, job_id, kind.kind, delay_seconds=delay_seconds)
+    session.info.setdefault("enqueued", []).append(job_id)
     return job_id
+
+
+def enqueued(session: AsyncSession) -> Sequence[str]:
+    """The ids of the jobs that were made in the transaction of `session` so far, oldest first."""
+    made: Sequence[str] = session.info.get("enqueued", ())
+    return made
 
 
 # Both take the job before its delivery, as workers do: one order, so no deadlock.

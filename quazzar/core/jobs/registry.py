@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 _KIND = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+\Z")
-_RESERVED = frozenset({"session", "kind", "realm", "subject", "actor", "tenant_id", "delay_seconds"})
+_RESERVED = frozenset({"session", "kind", "realm", "subject", "actor", "tenant_id", "delay_seconds", "caller"})
 
 
 class JobKind(Generic[P]):

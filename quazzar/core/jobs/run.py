@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from quazzar.core.auth import Realm
+from quazzar.core.crypto import Keyring
 from quazzar.core.logs import redact
 from quazzar.core.records import Caller
+from quazzar.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -79,6 +81,10 @@ class Resources:
     def get(self, key: Resource[T], default: D) -> T | D: ...
     def get(self, key: Resource[T], default: D | None = None) -> T | D | None:
         return self._values.get(key, default)
+
+
+KEYRING: Resource[Keyring] = Resource("keyring")
+SETTINGS: Resource[Settings] = Resource("settings")
 
 
 def clean_line(line: str, length: int = LINE_LENGTH) -> str:

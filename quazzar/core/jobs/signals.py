@@ -29,7 +29,7 @@ class JobState(msgspec.Struct, frozen=True):
 
 
 class Signals:
-    """Hands the ids of changed jobs to those who wait for them in this process."""
+    """Hands the ids of what has changed, such as jobs, to those who wait for it in this process."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = {}
@@ -46,6 +46,16 @@ class Signals:
             waiting.discard(event)
             if not waiting:
                 del self._waiting[job_id]
+
+    async def changes(self, job_id: str, *, poll_seconds: float) -> AsyncIterator[None]:
+        """Yields once at once, then whenever it may have changed: when told so, else each `poll_seconds`."""
+        with self.watch(job_id) as event:
+            while True:
+                event.clear()
+                yield
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(poll_seconds):
+                        await event.wait()
 
     def changed(self, job_id: str) -> None:
         for event in self._waiting.get(job_id, ()):
@@ -64,15 +74,9 @@ def signals_of(database: Database) -> Signals:
     return _signals.setdefault(database, Signals())
 
 
-async def changes(database: Database, job_id: str, *, poll_seconds: float = 1.0) -> AsyncIterator[None]:
-    """Yields once at once, then whenever the job may have changed: when told so, else each `poll_seconds`."""
-    with signals_of(database).watch(job_id) as event:
-        while True:
-            event.clear()
-            yield
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(poll_seconds):
-                    await event.wait()
+def changes(database: Database, job_id: str, *, poll_seconds: float = 1.0) -> AsyncIterator[None]:
+    """As `Signals.changes`, of the job."""
+    return signals_of(database).changes(job_id, poll_seconds=poll_seconds)
 
 
 _STATE = text("SELECT id, status, error, finished_at FROM jobs WHERE id = :id")

@@ -14,7 +14,7 @@ import msgspec
 
 from quazzar.core.crypto import SealBroken
 from quazzar.core.errors import Invalid
-from quazzar.core.jobs import JobCancelled, JobFailed, JobKind, JobRun, job
+from quazzar.core.jobs import KEYRING, SETTINGS, JobCancelled, JobFailed, JobKind, JobRun, job
 from quazzar.core.records import publish
 from quazzar.instance.apps import changes_store, store
 from quazzar.instance.apps.building import build_spec, shown_ports, template_of, url_of
@@ -26,7 +26,7 @@ from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable, service_digest
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import Expected, Verdict, expected_services, views_of
-from quazzar.instance.apps.work import KEYRING, RESTARTS_SECONDS, RUNTIME, SETTINGS, Work, operation, settled
+from quazzar.instance.apps.work import RESTARTS_SECONDS, RUNTIME, Work, operation, settled
 
 CHANGE_SECONDS = 3600.0
 BACK_SECONDS = 1800.0

@@ -10,11 +10,12 @@ from quazzar.core.records import audit
 from quazzar.instance.apps import clone_store, copying, jobs, store
 from quazzar.instance.apps.building import open_config, template_of
 from quazzar.instance.apps.errors import AppBusy, AppNameTaken, AppNotFound, AppNotInstalled, PortTaken
-from quazzar.instance.apps.schemas import AppClone, AppCreate, FullAppRow, ResourcesIn
+from quazzar.instance.apps.schemas import AppClone, AppCreate, FullAppRow
 from quazzar.instance.apps.service import AppService
 from quazzar.instance.templates.fields import AUTO, Field
 from quazzar.instance.templates.ports import open_name
 from quazzar.instance.templates.template import Template
+from quazzar.link.commands import ResourcesIn
 
 _WHOLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 

@@ -2,12 +2,12 @@
 
 from datetime import timedelta
 
-from quazzar.core.jobs import JobRun, job
+from quazzar.core.jobs import SETTINGS, JobRun, job
 from quazzar.core.records import publish
 from quazzar.instance.apps import store, trash_store
 from quazzar.instance.apps.changing import go_back_first
 from quazzar.instance.apps.events import AppUninstalled
-from quazzar.instance.apps.work import SETTINGS, bring_up, operation
+from quazzar.instance.apps.work import bring_up, operation
 
 INSTALL_SECONDS = 3600.0
 """Pulling over a slow line takes long; a missing engine is waited for as long as this too."""

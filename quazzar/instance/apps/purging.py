@@ -1,13 +1,13 @@
 """The end of apps in the trash: when their time is over, or when somebody does not want to wait for it."""
 
-from quazzar.core.jobs import JobFailed, JobRun, RetryLater, enqueue, job, schedule
+from quazzar.core.jobs import SETTINGS, JobFailed, JobRun, RetryLater, enqueue, job, schedule
 from quazzar.core.records import audit, publish
 from quazzar.instance.apps import store, trash_store
 from quazzar.instance.apps.events import AppPurged
 from quazzar.instance.apps.jobs import UNINSTALL_SECONDS
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable
-from quazzar.instance.apps.work import RUNTIME, SETTINGS
+from quazzar.instance.apps.work import RUNTIME
 
 LOOK_SECONDS = 600.0
 _AGAIN_SECONDS = 30.0

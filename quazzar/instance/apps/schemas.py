@@ -9,32 +9,11 @@ from msgspec import Meta
 from quazzar.core.schema import UNSET, In, Name, Out, UnsetType, message
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import Health, ServiceStats, Stream, Usage
-
-MIB = 1024 * 1024
+from quazzar.link.commands import MIB, ResourcesIn, TemplateName, Version
 
 ConfigValue = Any
 """Text, number, truth value or null; the fields of the template say which."""
 
-TemplateName = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=63,
-        pattern=r"^[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?\Z",
-        extra=message("{label} must be the slug or the id of a template"),
-        examples=["nextcloud"],
-    ),
-]
-Version = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=128,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*\Z",
-        extra=message("{label} must be a version such as 1.22.3"),
-        examples=["1.22.3"],
-    ),
-]
 HostName = Annotated[
     str,
     Meta(
@@ -45,14 +24,6 @@ HostName = Annotated[
         examples=["cloud.example.com"],
     ),
 ]
-
-
-class ResourcesIn(In, kw_only=True):
-    """Limits of each service of the app, in place of those that the template names."""
-
-    memory_bytes: Annotated[int, Meta(ge=6 * MIB, le=2**50)] | None = None
-    cpus: Annotated[float, Meta(ge=0.01, le=1024)] | None = None
-    pids: Annotated[int, Meta(ge=1, le=4_194_304)] | None = None
 
 
 class ResourcesPatch(In, kw_only=True):

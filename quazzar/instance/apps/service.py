@@ -301,6 +301,13 @@ class AppService:
             raise AppNotFound
         raise AppBusy(f"The app is {app.status}; wait until that is done")
 
+    async def id_of(self, app: str) -> str:
+        """The id of an app that is meant by its name or its id. Raises `AppNotFound`."""
+        app_id = app if _APP_ID.match(app) else await store.find_name(self.session, app)
+        if app_id is None:
+            raise AppNotFound
+        return app_id
+
     async def show(self, app_id: str) -> FullAppRow:
         row = await store.show_app(self.session, app_id)
         if row is None:

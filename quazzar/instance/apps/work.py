@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from quazzar.core.crypto import Keyring, SealBroken
+from quazzar.core.crypto import SealBroken
 from quazzar.core.db import Database
 from quazzar.core.errors import Invalid
-from quazzar.core.jobs import JobCancelled, JobFailed, JobRun, Resource
+from quazzar.core.jobs import KEYRING, SETTINGS, JobCancelled, JobFailed, JobRun, Resource
 from quazzar.core.records import Event, publish
 from quazzar.instance.apps import store
 from quazzar.instance.apps.building import auto_fields, build_spec, exchange_ports, url_of
@@ -42,15 +42,12 @@ from quazzar.instance.apps.runtimes.base import (
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import Expected, Verdict, judge, services_view, views_of
 from quazzar.instance.registries.service import logins_for
-from quazzar.settings import Settings
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 RUNTIME: Resource[Runtime] = Resource("container runtime")
-KEYRING: Resource[Keyring] = Resource("keyring")
-SETTINGS: Resource[Settings] = Resource("settings")
 
 HEALTH_SECONDS = 120.0
 """How long a start waits for health checks; an app whose checks take longer is `running` and may change later."""

@@ -73,7 +73,7 @@ class ApiKeyController(Controller):
         """The key is in this answer and never again. It can have no more scopes than the caller (403
         `scope_exceeded`), and one that a key makes lives no longer than that key (403 `key_lifetime_exceeded`).
         """
-        made = await api_keys.create(data)
+        made = ApiKeyCreated(**await api_keys.create(data))
         return Response(made, headers={"Location": f"/api/auth/api-keys/{made.id}"})
 
     @get(guards=[requires("auth:read")], operation_id="ListApiKeys", summary="List the own API keys")

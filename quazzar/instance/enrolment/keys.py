@@ -22,6 +22,12 @@ def wants_renewal(certificate_pem: str, now: datetime) -> bool:
     return now >= certificate.not_valid_before_utc + life * 2 / 3
 
 
+def tenant_of(certificate_pem: str) -> str:
+    """The tenant of the panel that a certificate of this server names; empty where it names none."""
+    names = x509.load_pem_x509_certificate(certificate_pem.encode()).subject
+    return next((str(name.value) for name in names.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)), "")
+
+
 def own_key(data_dir: Path) -> ec.EllipticCurvePrivateKey:
     """The instance's key, made at the first use, in a file of mode 0600 that is kept when a panel is left: with it the
     machine is known again.

@@ -5,6 +5,7 @@ import contextlib
 import random
 import ssl
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,26 +15,33 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 
 from quazzar import __version__
 from quazzar.core.auth import Principal
-from quazzar.core.crypto import write_private
+from quazzar.core.crypto import Keyring, write_private
 from quazzar.core.db import Database
 from quazzar.instance.apps.service import list_apps
 from quazzar.instance.enrolment import store
 from quazzar.instance.enrolment.dialling import KEY_FILE, places, trusting
 from quazzar.instance.enrolment.measuring import Meter, facts_of
 from quazzar.instance.impersonation.telling import noted, untold
+from quazzar.instance.orders.clock import PanelClock
+from quazzar.instance.orders.desk import OrderDesk
+from quazzar.instance.orders.service import Panel, cancel_pending
 from quazzar.link.messages import (
     CLOSE_REVOKED,
     MOST_APPS,
     MOST_FRAME_BYTES,
     PROTOCOL,
     AppFacts,
+    Cancel,
     Certificate,
     Heartbeat,
     Hello,
     Leave,
     LinkProblem,
+    Message,
     Noted,
+    Order,
     Renew,
+    Reported,
     State,
     Welcome,
     pack,
@@ -52,13 +60,16 @@ _SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=froz
 class Line:
     """One per process that serves an instance, in `app.state.panel_line`."""
 
-    def __init__(self, database: Database, data_dir: Path, url: str | None = None) -> None:
+    def __init__(self, database: Database, data_dir: Path, keyring: Keyring, url: str | None = None) -> None:
         self.database = database
         self.data_dir = data_dir
         self.url = url
+        self._keyring = keyring
         self.connected = False
+        self.clock = PanelClock(None)
         self.error: str | None = None
         self._wake = asyncio.Event()
+        self._wanted = asyncio.Event()
         self._socket: ClientConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -74,6 +85,10 @@ class Line:
     def changed(self) -> None:
         """The link was made, or ended: look at it now."""
         self._wake.set()
+
+    def tell_state(self) -> None:
+        """Have the panel told the whole state anew, now if there is a line."""
+        self._wanted.set()
 
     async def say_farewell(self) -> None:
         """Tell the panel that this instance leaves, if there is a line to say it on."""
@@ -104,6 +119,8 @@ class Line:
                     pause = _FIRST_PAUSE
             except InvalidStatus as error:
                 refused = error.response.status_code in (401, 403)
+                if refused:
+                    await self._revoked()
                 self.error = "The panel does not know this server any more" if refused else "The panel is not ready"
             except (OSError, WebSocketException, TimeoutError, LinkProblem) as error:
                 self.error = f"The panel can't be reached ({type(error).__name__})"
@@ -153,16 +170,39 @@ class Line:
                 greeted = self.connected = True
                 self.error = None
                 log.info("The line to the panel is open", panel=link.panel_url)
-                await self._speak(socket, link, welcome, state)
+                await self._speak(socket, link, welcome, state, self._desk(socket, link))
         except ConnectionClosed as closed:
             code = closed.rcvd.code if closed.rcvd is not None else None
             self.error = closed.rcvd.reason if closed.rcvd is not None else "The line to the panel was cut"
             if code == CLOSE_REVOKED:
                 greeted = False
+                await self._revoked()
         finally:
             self.connected = False
+            self.clock = PanelClock(None)
             self._socket = None
         return greeted
+
+    async def _revoked(self) -> None:
+        """What has been ordered and is not begun must not begin; what is done the panel may still want to know."""
+        try:
+            async with self.database.begin() as session:
+                await cancel_pending(session)
+        except Exception as error:  # noqa: BLE001 - the next time that the panel refuses the line it is tried again
+            log.warning("Orders that wait could not be cancelled yet", cause=type(error).__name__)
+
+    def _desk(self, socket: ClientConnection, link: Any) -> OrderDesk:
+        from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
+
+        self.clock = PanelClock(socket.response.headers.get("Date") if socket.response is not None else None)
+        return OrderDesk(
+            self.database,
+            self._keyring,
+            Panel(link.instance_id, keys.tenant_of(link.certificate), link.signing_key),
+            self.clock,
+            holds=partial(store.hold_link, instance_id=link.instance_id),
+            on_ended=self.tell_state,
+        )
 
     def _context(self, link: Any) -> ssl.SSLContext:
         context = trusting(link.ca_certificate)
@@ -190,28 +230,65 @@ class Line:
                 await store.update_link(session, addresses=welcome.addresses)
         return welcome, state
 
-    async def _speak(self, socket: ClientConnection, link: Any, welcome: Welcome, state: State) -> None:
-        listening = asyncio.create_task(self._listen(socket))
-        beating = asyncio.create_task(self._beat(socket, link, welcome, state))
+    async def _speak(
+        self, socket: ClientConnection, link: Any, welcome: Welcome, state: State, desk: OrderDesk
+    ) -> None:
+        async def send(message: Message) -> None:
+            await socket.send(pack(message))
+
+        work = (
+            self._listen(socket, desk),
+            self._beat(socket, link, welcome, state),
+            desk.report(send),
+            self._outlive(link),
+        )
+        tasks = [asyncio.create_task(each) for each in work]
         try:
-            await asyncio.wait({listening, beating}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (listening, beating):
+            for task in tasks:
                 task.cancel()
-            results = await asyncio.gather(listening, beating, return_exceptions=True)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
-    async def _listen(self, socket: ClientConnection) -> None:
+    async def _outlive(self, link: Any) -> None:
+        """Returns once this server has left the panel of `link`, or has joined anew: whatever that panel does, its line
+        is over.
+        """
         while True:
-            message = unpack_from_panel(await socket.recv())
-            if isinstance(message, Noted):
-                await noted(self.database, message)
-            if isinstance(message, Certificate):
-                async with self.database.begin() as session:
-                    await store.set_certificate(session, message.certificate)
-                log.info("The certificate for the panel was renewed")
+            await self._wake.wait()
+            self._wake.clear()
+            now = await self._link()
+            if now is None or now.linked_at != link.linked_at:
+                self._wake.set()
+                return
+
+    async def _listen(self, socket: ClientConnection, desk: OrderDesk) -> None:
+        while True:
+            frame = await socket.recv()
+            try:
+                message = unpack_from_panel(frame)
+            except LinkProblem as problem:
+                # Dialling anew would only have it sent again.
+                log.warning("A message of the panel can't be read", cause=str(problem))
+                continue
+            match message:
+                case Certificate():
+                    async with self.database.begin() as session:
+                        await store.set_certificate(session, message.certificate)
+                    log.info("The certificate for the panel was renewed")
+                case Order():
+                    await desk.take(message)
+                case Cancel():
+                    await desk.cancel(message)
+                case Reported():
+                    await desk.acknowledge(message)
+                case Noted():
+                    await noted(self.database, message)
+                case _:
+                    pass
 
     async def _beat(self, socket: ClientConnection, link: Any, welcome: Welcome, state: State) -> None:
         meter = await asyncio.to_thread(Meter, self.data_dir)
@@ -223,19 +300,23 @@ class Line:
             key = await asyncio.to_thread(keys.own_key, self.data_dir)
             await socket.send(pack(Renew(csr=keys.signing_request(key))))
         while True:
+            wanted = self._wanted.is_set()
+            self._wanted.clear()
             state = await self._state()
             found = state.hash()
             beat = Heartbeat(
                 sent_at=datetime.now(UTC),
                 state_hash=found,
                 measured=await asyncio.to_thread(meter.measure),
-                state=state if found != known else None,
+                state=state if wanted or found != known else None,
             )
             await socket.send(pack(beat))
             known = found
             for deeds in await untold(self.database, link.instance_id):
                 await socket.send(pack(deeds))
-            await asyncio.sleep(seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._wanted.wait()
 
     async def _state(self) -> State:
         facts = await asyncio.to_thread(facts_of, self.data_dir, self.url)

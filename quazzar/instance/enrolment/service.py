@@ -17,6 +17,7 @@ from quazzar.instance.enrolment.line import Line
 from quazzar.instance.enrolment.measuring import facts_of
 from quazzar.instance.enrolment.schemas import PanelLinkOut, PanelLinkUpdate, PanelStatus
 from quazzar.instance.impersonation.guests import end_all
+from quazzar.instance.orders.service import forget_panel
 from quazzar.link.messages import Enrol, Enrolled
 from quazzar.link.tokens import RegistrationToken, TokenProblem, parse_token
 
@@ -82,6 +83,8 @@ class PanelLinkService:
                 signing_key=enrolled.signing_key,
                 impersonation=impersonation,
             )
+        # Of a panel before, should anything be left.
+        await forget_panel(self._session)
         after = {"panel_url": enrolled.panel_url, "impersonation": impersonation}
         audit(self._session, "panel_link.create", subject=enrolled.instance_id, after=after)
         after_commit(self._session, self._line.changed)
@@ -118,13 +121,16 @@ class PanelLinkService:
         return PanelStatus(connected=self._line.connected, panel_url=link.panel_url, instance_id=link.instance_id)
 
     async def delete(self) -> None:
-        """Leave; the panel is told where there is a line to tell it on. Raises `NotLinked`."""
+        """Leave; the panel is told where there is a line to tell it on, and what it has ordered and is not begun never
+        begins. Raises `NotLinked`.
+        """
         link = await self._row()
         await self._line.say_farewell()
         # Only now, and without a wait that a session could slip into: whoever opens one locks the row as well.
         await self._row(lock=True)
         await store.leave(self._session)
         await end_all(self._session, self._authenticator, "unlinked")
+        await forget_panel(self._session)
         audit(self._session, "panel_link.delete", subject=link.instance_id, before={"panel_url": link.panel_url})
         after_commit(self._session, self._line.changed)
 

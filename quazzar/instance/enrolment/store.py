@@ -32,3 +32,9 @@ async def update_link(session: AsyncSession, **values: Any) -> None:
 
 async def leave(session: AsyncSession) -> None:
     await session.execute(update(PanelLink).values(left_at=func.clock_timestamp()))
+
+
+async def hold_link(session: AsyncSession, instance_id: str) -> bool:
+    """Whether this server belongs to the panel as `instance_id`; it does not leave before the transaction ends."""
+    held = select(PanelLink.id).where(PanelLink.left_at.is_(None), PanelLink.instance_id == instance_id)
+    return (await session.execute(held.with_for_update(read=True))).first() is not None

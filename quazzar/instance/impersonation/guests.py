@@ -18,7 +18,7 @@ from quazzar.instance.impersonation import store
 from quazzar.instance.impersonation.events import ImpersonationEnded
 from quazzar.instance.impersonation.store import Opened
 
-COOKIE_PREFIX: Final = "qzi"
+COOKIE_PREFIX: Final = "qzg"
 
 
 class PanelGuests:

@@ -27,7 +27,7 @@ Token = Annotated[
 def provide_impersonations(request: GuestRequest) -> ImpersonationService:
     agent = "".join(letter for letter in request.headers.get("user-agent", "") if letter.isprintable())
     state, principal = request.app.state, request.scope["state"].get("principal")
-    return ImpersonationService(state.database, state.settings, caller_of(request), principal, user_agent=agent[:255])
+    return ImpersonationService(state.panel_line, state.settings, caller_of(request), principal, user_agent=agent[:255])
 
 
 class ImpersonationController(Controller):

@@ -8,11 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Principal, refuse_guests
 from quazzar.core.cookies import session_cookie
-from quazzar.core.db import Database
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import enqueue
 from quazzar.core.records import Caller, audit, publish
 from quazzar.core.tokens import new_opaque, opaque_digest
+from quazzar.instance.enrolment.line import Line
 from quazzar.instance.enrolment.store import get_link
 from quazzar.instance.impersonation import store
 from quazzar.instance.impersonation.errors import (
@@ -34,9 +34,10 @@ class ImpersonationService:
     """One per request. Works in transactions of its own: a refusal must leave its trace."""
 
     def __init__(
-        self, database: Database, settings: Settings, caller: Caller, principal: Principal | None, *, user_agent: str
+        self, line: Line, settings: Settings, caller: Caller, principal: Principal | None, *, user_agent: str
     ) -> None:
-        self._database = database
+        self._line = line
+        self._database = line.database
         self._settings = settings
         self._caller = caller
         self._principal = principal
@@ -51,7 +52,7 @@ class ImpersonationService:
         if self._principal is not None:
             refuse_guests(self._principal)
         async with self._database.begin() as session:
-            claims = _read(token, await get_link(session))
+            claims = self._read(token, await get_link(session))
         cookie = new_opaque(COOKIE_PREFIX)
         async with self._database.begin() as session:
             # Locked, so that a switch that is turned off, or a link that is ended, ends this session as well.
@@ -61,6 +62,24 @@ class ImpersonationService:
             raise refusal
         https = (self._settings.server.public_url or "").startswith("https://")
         return session_cookie(cookie, seconds=int(LIFE.total_seconds()), secure=https)
+
+    def _read(self, token: str, link: Any) -> Impersonation:
+        """What the panel of this link says. Raises `ImpersonationTokenRefused`, `ImpersonationTokenExpired`."""
+        if link is None or link.left_at is not None:
+            raise ImpersonationTokenRefused
+        now = self._line.clock.now()
+        try:
+            claims = open_impersonation(token, link.signing_key, instance_id=link.instance_id, now=now)
+        except TokenOver:
+            raise ImpersonationTokenExpired from None
+        except TokenRefused:
+            raise ImpersonationTokenRefused from None
+        from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
+
+        # One key signs for all tenants of a panel: it is the certificate that says whose this server is.
+        if claims.tid != keys.tenant_of(link.certificate):
+            raise ImpersonationTokenRefused
+        return claims
 
     async def _begin(
         self, session: AsyncSession, link: Any, claims: Impersonation, cookie: str
@@ -119,15 +138,3 @@ class ImpersonationService:
             user_agent=self._user_agent,
             expires_at=expires_at,
         )
-
-
-def _read(token: str, link: Any) -> Impersonation:
-    """What the panel of this link says. Raises `ImpersonationTokenRefused`, `ImpersonationTokenExpired`."""
-    if link is None or link.left_at is not None:
-        raise ImpersonationTokenRefused
-    try:
-        return open_impersonation(token, link.signing_key, instance_id=link.instance_id)
-    except TokenOver:
-        raise ImpersonationTokenExpired from None
-    except TokenRefused:
-        raise ImpersonationTokenRefused from None

@@ -11,12 +11,28 @@ from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import TokenPair, TotpRequired
 from quazzar.core.auth import account, authenticated, principal_of
 from quazzar.core.routing import get, post, put
-from quazzar.panel.accounts.schemas import PanelLogin, PanelMeOut, ProfileUpdate, Register, RegisterOut, TenantSwitch
+from quazzar.core.schema import UNSET
+from quazzar.panel.accounts.recovery import RecoveryService
+from quazzar.panel.accounts.schemas import (
+    EmailVerification,
+    ForgottenPassword,
+    PanelLogin,
+    PanelMeOut,
+    PasswordReset,
+    ProfileUpdate,
+    Register,
+    RegisterOut,
+    TenantSwitch,
+)
 from quazzar.panel.accounts.service import ProfileService, RegistrationService
 
 
 def provide_registrations(request: AnyRequest, session: NamedDependency[AsyncSession]) -> RegistrationService:
     return RegistrationService(session, accounts_of(request))
+
+
+def provide_recovery(request: AnyRequest, session: NamedDependency[AsyncSession]) -> RecoveryService:
+    return RecoveryService(session, accounts_of(request))
 
 
 def provide_profile(request: AnyRequest, session: NamedDependency[AsyncSession]) -> ProfileService:
@@ -27,6 +43,7 @@ class PanelAuthController(LoginController):
     dependencies = {
         **LoginController.dependencies,
         "registrations": Provide(provide_registrations, sync_to_thread=False),
+        "recovery": Provide(provide_recovery, sync_to_thread=False),
         "profile": Provide(provide_profile, sync_to_thread=False),
     }
 
@@ -46,6 +63,36 @@ class PanelAuthController(LoginController):
         password are the same 401.
         """
         return await logins.login(data.email.lower(), data.password)
+
+    @post(
+        "/forgot-password",
+        status_code=204,
+        operation_id="ForgotPassword",
+        summary="Ask for a link to set a new password",
+    )
+    async def forgot_password(
+        self, recovery: NamedDependency[RecoveryService], data: JSONBody[ForgottenPassword]
+    ) -> None:
+        """The link works once, within an hour. The answer is the same for an address that nobody has. Where no mail
+        server is configured, whoever runs the panel makes the link (`quazzar admin reset-link`).
+        """
+        await recovery.forget(data)
+
+    @post("/reset-password", status_code=204, operation_id="ResetPassword", summary="Set a new password by a link")
+    async def reset_password(self, recovery: NamedDependency[RecoveryService], data: JSONBody[PasswordReset]) -> None:
+        """Uses the link up and ends all sessions of the user; the second factor stays. 401 `link_not_valid` for every
+        token that is not good.
+        """
+        await recovery.reset(data)
+
+    @post("/verify-email", status_code=204, operation_id="VerifyEmail", summary="Confirm the own address")
+    async def verify_email(
+        self, request: AnyRequest, recovery: NamedDependency[RecoveryService], data: JSONBody[EmailVerification]
+    ) -> None:
+        """With the `token` of the link that was sent at registration. Without one, logged in: sends another link. 401
+        `link_not_valid`; 409 `mail_not_configured`.
+        """
+        await _verify_email(request, recovery, data)
 
     @post(
         "/switch-tenant",
@@ -74,6 +121,13 @@ class PanelAuthController(LoginController):
     ) -> PanelMeOut:
         """What is left out stays as it is."""
         return await profile.update(data)
+
+
+async def _verify_email(request: AnyRequest, recovery: RecoveryService, data: EmailVerification) -> None:
+    if data.token is not UNSET:
+        await recovery.confirm(data.token)
+    else:
+        await recovery.ask_to_confirm(principal_of(request))
 
 
 handlers: list[ControllerRouterHandler] = [PanelAuthController]

@@ -5,23 +5,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from quazzar.accounts.schemas import NewPassword, Password, UserId
+from quazzar.accounts.schemas import NewPassword, OpaqueToken, Password, UserId
 from quazzar.accounts.store import Person
-from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
+from quazzar.core.schema import UNSET, Email, In, Line, Out, UnsetType
 from quazzar.panel.tenants.schemas import TenantId, TenantOut
 
-# The common part of RFC 5321's mailboxes: no quoted local parts, no address literals, international domains as xn--.
-Email = Annotated[
-    str,
-    Meta(
-        min_length=3,
-        max_length=254,
-        pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-        r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)+\Z",
-        examples=["ada@example.com"],
-        extra=message("{label} must be a mail address such as ada@example.com"),
-    ),
-]
 TimezoneName = Annotated[
     str,
     Meta(
@@ -46,6 +34,21 @@ class PanelLogin(In):
     password: Password
 
 
+class ForgottenPassword(In):
+    email: Email
+
+
+class PasswordReset(In):
+    password: NewPassword
+    token: Annotated[OpaqueToken | UnsetType, Meta(description="Of the link; without it: 401")] = UNSET
+
+
+class EmailVerification(In):
+    """With the token of a link: confirms the address. Without, by a caller who is logged in: sends a link."""
+
+    token: OpaqueToken | UnsetType = UNSET
+
+
 class ProfileUpdate(In):
     """What is left out stays as it is."""
 
@@ -65,6 +68,7 @@ class PanelUserOut(Out):
     created_at: datetime
     last_login_at: datetime | None
     totp_enabled: bool
+    email_verified: Annotated[bool, Meta(description="Whether a link that was sent to the address came back")]
 
     @classmethod
     def of(cls, person: Person) -> "PanelUserOut":
@@ -76,6 +80,7 @@ class PanelUserOut(Out):
             created_at=person.created_at,
             last_login_at=person.last_login_at,
             totp_enabled=person.totp_enabled,
+            email_verified=person.email_verified,
         )
 
 

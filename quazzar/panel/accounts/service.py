@@ -1,7 +1,8 @@
 """Registration and the own profile."""
 
-from datetime import UTC, datetime
+import contextlib
 from functools import lru_cache
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from msgspec import structs
@@ -14,8 +15,11 @@ from quazzar.core.auth import Principal
 from quazzar.core.db import set_scope
 from quazzar.core.errors import Invalid, Unauthorized
 from quazzar.core.ids import new_id
+from quazzar.core.jobs import enqueue
 from quazzar.core.records import SYSTEM, Caller, audit
 from quazzar.core.schema import given
+from quazzar.mail.service import mail_configured
+from quazzar.panel.accounts import jobs
 from quazzar.panel.accounts.schemas import PanelMeOut, PanelUserOut, ProfileUpdate, Register, RegisterOut
 from quazzar.panel.tenants.schemas import TenantOut
 from quazzar.panel.tenants.service import TenantService
@@ -38,37 +42,56 @@ class RegistrationService:
         check_password(data.password, field="password", own=own_names)
         password_hash = await self._accounts.passwords.hash(data.password)
         user_id, tenant_id = new_id("usr"), new_id("ten")
-        created_at = await store.add_user(
-            self._session, "panel", id=user_id, email=email, name=data.name, password_hash=password_hash
-        )
-        # A made-up tenant is harmless as a scope: there is nothing in it.
-        await set_scope(self._session, tenant=tenant_id, user=user_id)
-        now = datetime.now(UTC)
-        tenant = TenantOut(
-            id=tenant_id,
-            name=data.organization,
-            kind="standard",
-            parent_id=None,
-            parent_access="none",
-            created_at=created_at or now,
-        )
-        caller: Caller = self._session.info.get("caller", SYSTEM)
-        if created_at is not None:
-            tenant = await TenantService(self._session).create(tenant_id, data.organization, owner_id=user_id)
+        person = {"id": user_id, "name": data.name, "password_hash": password_hash}
+        used = await store.find_user(self._session, "panel", email) is not None
+        made = None if used else await self._make(tenant_id, data.organization, email=email, **person)
+        if made is None:
+            made = await self._pretend(tenant_id, data.organization, email=f"{user_id}@invalid", **person)
+            audit(self._session, "user.register", outcome="refused")
+        else:
+            caller: Caller = self._session.info.get("caller", SYSTEM)
             self._session.info["caller"] = structs.replace(caller, kind="user", id=user_id, tenant_id=tenant_id)
             audit(self._session, "tenant.create", subject=tenant_id, after={"name": data.organization})
-        else:
-            audit(self._session, "user.register", outcome="refused")
+        if mail_configured(self._accounts.settings):
+            await enqueue(self._session, jobs.mail_registered, caller=SYSTEM, email=email, user_id=user_id)
         user = PanelUserOut(
             id=user_id,
             email=email,
             name=data.name,
             timezone="UTC",
-            created_at=created_at or now,
+            created_at=made.created_at,
             last_login_at=None,
             totp_enabled=False,
+            email_verified=False,
         )
-        return RegisterOut(user=user, tenant=tenant)
+        return RegisterOut(user=user, tenant=made)
+
+    async def _make(self, tenant_id: str, organization: str, **person: Any) -> TenantOut | None:
+        """The user and their tenant; None when the address is in use by now."""
+        async with self._session.begin_nested():
+            return await self._insert(tenant_id, organization, **person)
+
+    async def _pretend(self, tenant_id: str, organization: str, **person: Any) -> TenantOut:
+        """As `_make`, with the same statements, and all of it taken back: the time that an answer takes tells no more
+        than the answer.
+        """
+        made = None
+        with contextlib.suppress(_TakenBack):
+            async with self._session.begin_nested():
+                made = await self._insert(tenant_id, organization, **person)
+                raise _TakenBack
+        assert made is not None
+        return made
+
+    async def _insert(self, tenant_id: str, organization: str, **person: Any) -> TenantOut | None:
+        if await store.add_user(self._session, "panel", **person) is None:
+            return None
+        await set_scope(self._session, tenant=tenant_id, user=person["id"])
+        return await TenantService(self._session).create(tenant_id, organization, owner_id=person["id"])
+
+
+class _TakenBack(Exception):
+    """Nothing is wrong; what was done is not to stay."""
 
 
 class ProfileService:

@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.crypto import Keyring
 from quazzar.link.impersonation import Impersonation, sign_impersonation
+from quazzar.link.messages import Order
+from quazzar.link.orders import OrderBody, sign_order
 from quazzar.panel.fleet.errors import RequestRefused
 from quazzar.panel.fleet.models import PanelAuthority
 
@@ -64,6 +66,9 @@ class Authority:
     def sign_impersonation(self, claims: Impersonation) -> str:
         """A token by which a panel's user opens a session on the instance that the claims name."""
         return sign_impersonation(claims, self._signer)
+
+    def sign_order(self, body: OrderBody) -> Order:
+        return sign_order(body, self._signer)
 
     def issue_client(self, request: x509.CertificateSigningRequest, *, instance_id: str, tenant_id: str) -> Issued:
         """A certificate by which the holder of the request's key is `instance_id`; nothing else of it is taken over."""

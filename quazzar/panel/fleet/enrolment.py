@@ -12,6 +12,7 @@ from quazzar.panel.fleet import store
 from quazzar.panel.fleet.authority import Authority, Issued, key_hash, read_request
 from quazzar.panel.fleet.errors import InstanceKnown, TokenExpired, TokenRefused, TokenUsedUp
 from quazzar.panel.fleet.events import InstanceEnrolled
+from quazzar.panel.fleet.service import end_membership
 from quazzar.panel.fleet.store import Found
 
 
@@ -50,6 +51,8 @@ async def enrol(
     if known is None:
         await _add(session, tenant_id, instance_id, token, data, request, issued, address)
     else:
+        # It may have been wiped: what was meant for it as it was is over.
+        await end_membership(session, tenant_id, instance_id)
         await store.update_instance(
             session,
             tenant_id,

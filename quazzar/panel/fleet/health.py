@@ -8,7 +8,7 @@ from quazzar.panel.fleet.schemas import CheckOut
 
 _CERTIFICATE_LEFT = timedelta(days=14)
 _SKEW_SECONDS = 60.0
-_BAD_APPS = frozenset({"crashed", "failed", "unhealthy"})
+BAD_APPS = frozenset({"crashed", "failed", "unhealthy"})
 
 
 def failing(
@@ -27,7 +27,7 @@ def failing(
             critical = percent >= 97
             reason = f"{label} is {percent:.0f} % full"
             found.append(CheckOut(name, "critical" if critical else "warning", reason, 50 if critical else 25))
-    down = sorted(app["name"] for app in apps if app["status"] in _BAD_APPS)
+    down = sorted(app["name"] for app in apps if app["status"] in BAD_APPS)
     if down:
         names = ", ".join(down[:5]) + (f" and {len(down) - 5} more" if len(down) > 5 else "")
         found.append(CheckOut("apps", "warning", f"Not as they should be: {names}", min(40, 10 * len(down))))

@@ -7,9 +7,9 @@ one, and looks at all of its own anew when that line had a gap.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -69,12 +69,13 @@ class Closed(Exception):
 
 
 class Socket:
-    """One open line to one instance."""
+    """One open line to one instance, which expects nothing before it is `welcomed`."""
 
     def __init__(self, identity: Identity, send: Callable[[Message], Awaitable[None]]) -> None:
         self.identity = identity
         self.connection = secrets.token_hex(8)
         self.skew_seconds = 0.0
+        self.welcomed = False
         self._send = send
         self.ending: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
 
@@ -87,8 +88,26 @@ class Socket:
         await self._send({"type": "websocket.send", "bytes": pack(message)})
 
 
+class Work(Protocol):
+    """What instances are told to do and tell of. It is given to the hub, since the fleet knows no commands."""
+
+    def told(self, instance_ids: Iterable[str]) -> None:
+        """There may be something for these instances, some of whose sockets are here."""
+
+    def greeted(self, instance_id: str) -> None:
+        """Its line is open: from now on it can be sent to."""
+
+    def gap(self) -> None:
+        """What other processes said may have been missed."""
+
+    async def reported(self, socket: Socket, report: Report) -> None:
+        """Keep a report, and answer it. Raises `Closed` to end the line."""
+
+
 class Hub:
     """One per panel process."""
+
+    work: Work | None = None
 
     def __init__(
         self,
@@ -119,6 +138,11 @@ class Hub:
     def connected(self) -> int:
         return len(self._sockets)
 
+    @property
+    def sockets(self) -> Mapping[str, Socket]:
+        """The lines of this process, by the ids of their instances."""
+        return self._sockets
+
     def _go(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -128,6 +152,10 @@ class Hub:
 
     def _told(self, payload: str) -> None:
         verb, _, rest = payload.partition(":")
+        if verb == "work":
+            if self.work is not None:
+                self.work.told(rest.split(","))
+            return
         instance_id, _, connection = rest.partition(":")
         socket = self._sockets.get(instance_id)
         if socket is None:
@@ -140,6 +168,8 @@ class Hub:
     def _gap(self) -> None:
         if self._sockets:
             self._go(self._check_all())
+        if self.work is not None:
+            self.work.gap()
 
     async def _check_all(self) -> None:
         for socket in list(self._sockets.values()):
@@ -222,6 +252,9 @@ class Hub:
                 addresses=self.addresses,
             )
         )
+        socket.welcomed = True
+        if self.work is not None:
+            self.work.greeted(identity.instance_id)
 
     async def _checked(self, identity: Identity) -> Any:
         try:
@@ -246,7 +279,10 @@ class Hub:
                 async with self.database.begin(tenant=socket.identity.tenant_id) as session:
                     noted = await note(session, socket.identity.tenant_id, socket.identity.instance_id, message)
                 await socket.send(noted)
-            case Report() | Samples():
+            case Report():
+                if self.work is not None:
+                    await self.work.reported(socket, message)
+            case Samples():
                 pass
             case Hello():
                 raise Closed(CLOSE_REFUSED, "A greeting comes once")

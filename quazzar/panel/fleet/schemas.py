@@ -223,7 +223,7 @@ class BackupsOut(Out):
 
 
 class SummaryOut(Out):
-    """`alerts` counts what is wrong right now, by severity; revoked instances do not count anywhere."""
+    """`alerts` counts those that are not over, by severity; revoked instances do not count anywhere."""
 
     instances: Annotated[int, Meta(examples=[12])]
     status: StatusCounts

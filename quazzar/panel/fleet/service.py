@@ -1,7 +1,7 @@
 """The rules of tokens, groups and instances, as their tenant's members use them."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from quazzar.core.records import audit, publish
 from quazzar.core.schema import given, in_utc
 from quazzar.link.metrics import measures
 from quazzar.link.tokens import new_token
+from quazzar.panel.alerts.open import open_alerts
 from quazzar.panel.fleet import store
 from quazzar.panel.fleet.channel import CHANNEL, revoked
 from quazzar.panel.fleet.errors import (
@@ -268,8 +269,22 @@ class FleetService:
     # --- the whole -------------------------------------------------------------------------------------------------
 
     async def summary(self) -> SummaryOut:
-        rows = await store.find_totals(self._session, self._tenant, await self._reach())
-        return summed(rows, datetime.now(UTC))
+        reach = await self._reach()
+        rows = await store.find_totals(self._session, self._tenant, reach)
+        alerts = SeverityCounts(**await open_alerts(self._session, self._tenant, reach))
+        return summed(rows, alerts, datetime.now(UTC))
+
+
+when_over: Final[list[Callable[[AsyncSession, str, str], Awaitable[None]]]] = []
+"""What ends with an instance's membership, in the same transaction: called with its tenant and its id. Domains that
+keep something for instances add themselves, also for a machine that joins anew.
+"""
+
+
+async def end_membership(session: AsyncSession, tenant_id: str, instance_id: str) -> None:
+    """Empty whatever is kept for an instance as it was."""
+    for end in when_over:
+        await end(session, tenant_id, instance_id)
 
 
 async def revoke(session: AsyncSession, tenant_id: str, instance_id: str, name: str, reason: str) -> None:
@@ -286,6 +301,7 @@ async def revoke(session: AsyncSession, tenant_id: str, instance_id: str, name: 
         health_score=0,
         checks=[],
     )
+    await end_membership(session, tenant_id, instance_id)
     audit(session, "instance.revoke", subject=instance_id, before={"name": name})
     publish(
         session,
@@ -297,9 +313,9 @@ async def revoke(session: AsyncSession, tenant_id: str, instance_id: str, name: 
     await notify(session, CHANNEL, revoked(instance_id))
 
 
-def summed(rows: Sequence[Any], now: datetime) -> SummaryOut:
+def summed(rows: Sequence[Any], alerts: SeverityCounts, now: datetime) -> SummaryOut:
     """The summary of one row for each instance."""
-    status, alerts = StatusCounts(), SeverityCounts()
+    status = StatusCounts()
     versions: dict[str, int] = {}
     cpu, memory, disk = Amount(), Amount(), Amount()
     apps = stale = 0
@@ -308,8 +324,6 @@ def summed(rows: Sequence[Any], now: datetime) -> SummaryOut:
         versions[row.version] = versions.get(row.version, 0) + 1
         apps += row.apps
         stale += row.backup_at is None or now - row.backup_at > _BACKUP_AGE
-        for check in row.checks:
-            setattr(alerts, check["severity"], getattr(alerts, check["severity"]) + 1)
         if row.status != "offline":
             measured = measures(row.measured)
             _add(cpu, row.cpu_cores, row.cpu_cores * measured.get("cpu_percent", 0) / 100)

@@ -311,7 +311,6 @@ async def find_totals(session: AsyncSession, tenant_id: str, reach: Reach) -> Se
             FleetInstance.memory_bytes,
             FleetInstance.disk_bytes,
             FleetInstance.backup_at,
-            FleetInstance.checks,
             func.jsonb_array_length(FleetInstance.apps).label("apps"),
             FleetPresence.measured,
         )

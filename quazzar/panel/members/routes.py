@@ -58,7 +58,8 @@ class MemberController(Controller):
         self, request: AnyRequest, members: NamedDependency[MemberService], data: JSONBody[MemberInvite]
     ) -> Response[MemberInvitedOut]:
         """The link works for 72 hours, once, and for this address alone; inviting an address again makes its former
-        link dead. With no role that allows more than the caller has: 403 `scope_exceeded`. 409 `member_exists`.
+        link dead. Where a mail server is configured the link is mailed, else it is in the answer. With no role that
+        allows more than the caller has: 403 `scope_exceeded`. 409 `member_exists`.
         """
         made = await members.invite(data)
         return Response(made, headers={"Location": f"{request.scope['path']}/{made.id}"})

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from msgspec import Meta
 
 from quazzar.accounts.schemas import NewPassword, OpaqueToken
-from quazzar.core.schema import UNSET, In, Line, Out, UnsetType
+from quazzar.core.schema import UNSET, Email, In, Line, Out, UnsetType
 from quazzar.invitations.schemas import InvitationLink
-from quazzar.panel.accounts.schemas import Email, PanelUserOut
+from quazzar.panel.accounts.schemas import PanelUserOut
 from quazzar.panel.tenants.schemas import TenantOut
 
 RoleName = Annotated[
@@ -85,7 +85,8 @@ class MemberInvite(In):
 
 class MemberInvitedOut(MemberOut):
     invitation: Annotated[
-        InvitationLink | None, Meta(description="Shown this once: hand it over to whom it is for")
+        InvitationLink | None,
+        Meta(description="null where it was mailed, else shown this once: hand it over to whom it is for"),
     ] = None
 
 

@@ -1,7 +1,7 @@
 """The rules of members: nobody gives or takes more than they have, and a tenant always has an owner."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -11,8 +11,10 @@ from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.paging import Page
 from quazzar.core.records import audit, publish
 from quazzar.core.schema import UNSET
+from quazzar.invitations.schemas import InvitationLink
 from quazzar.invitations.service import InvitationService
 from quazzar.invitations.store import Place
+from quazzar.mail.service import mail_configured, send_mail
 from quazzar.panel.fleet.service import known_ids
 from quazzar.panel.members import store
 from quazzar.panel.members.errors import LastOwner, MemberExists, MemberNotFound, MemberOfParent
@@ -43,9 +45,10 @@ class MemberService:
         return await store.find_members(self._session, self._tenant_id, page)
 
     async def invite(self, data: MemberInvite) -> MemberInvitedOut:
-        """Invite an address; an invitation that it had before is replaced.
+        """Invite an address; an invitation that it had before is replaced. Where there is a mail server the link goes
+        to the address alone, else it is in the answer.
 
-        Raises `Invalid` by field, `PermissionExceeded`, `MemberExists`, `TooManyInvitations`.
+        Raises `Invalid` by field, `PermissionExceeded`, `MemberExists`, `TooManyInvitations`, `RateLimited`.
         """
         email = data.email.lower()
         await self._tenants.lock(self._tenant_id)
@@ -58,11 +61,22 @@ class MemberService:
         row, invitation = await self._invitations.invite(
             email, role=role.role, role_id=role.role_id, resources=resources, invited_by=self._principal.user_id
         )
+        sent = mail_configured(self._accounts.settings)
+        if sent:
+            # Counted by address: who invites may not fill a stranger's mailbox.
+            await self._accounts.count_name("panel", f"invite {email}")
+            await self._send(email, invitation)
         given = {"email": email, "role": data.role, "resources": resources}
         audit(self._session, "member.invite", subject=row.id, after=given)
         publish(self._session, MemberInvited(invitation_id=row.id, email=email, role=data.role), subject=row.id)
         shown = await store.get_invited(self._session, self._tenant_id, row.id)
-        return MemberInvitedOut.of(shown, invitation=invitation)
+        return MemberInvitedOut.of(shown, invitation=None if sent else invitation)
+
+    async def _send(self, email: str, invitation: InvitationLink) -> None:
+        name: str = self._principal.profile.tenant.name
+        organization = "".join(letter if letter.isprintable() else " " for letter in name)
+        text = _INVITED.format(organization=organization, link=invitation.url)
+        await send_mail(self._session, to=email, subject=f"You are invited to {organization}", text=text)
 
     async def _check_former(self, email: str) -> None:
         """An open invitation to more than the caller has is not theirs to replace."""
@@ -182,3 +196,12 @@ class MemberService:
         if problems:
             raise Invalid(details=problems)
         return sorted({*scope.groups, *scope.instances})
+
+
+_INVITED: Final = """\
+You are invited to join the organization {organization} on Quazzar. Accept here:
+
+{link}
+
+The link works once, for this address alone, within 72 hours. If you do not know who invited you, ignore this mail.
+"""

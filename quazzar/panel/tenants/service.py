@@ -51,8 +51,11 @@ class TenantService:
 
     async def create(self, tenant_id: str, name: str, *, owner_id: str, **values: Any) -> TenantOut:
         """Make a tenant with its owner; the transaction's scope must be the new tenant."""
+        from quazzar.panel.alerts.defaults import seed  # noqa: PLC0415 - an instance loads this, and makes no tenant
+
         made = await store.add_tenant(self._session, tenant_id, name=name, **values)
         await store.add_membership(self._session, tenant_id, id=new_id("mem"), user_id=owner_id, role=OWNER)
+        await seed(self._session, tenant_id)
         return TenantOut.of(made)
 
     async def home_of(self, user_id: str) -> str | None:

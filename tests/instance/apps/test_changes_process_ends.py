@@ -25,6 +25,7 @@ def host(settings: Settings, keyring: Keyring, database: Database) -> Host:
     return Host(settings, keyring, database)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verb", "step"), ALL)
 async def test_a_process_that_ends_in_the_middle_leads_back(host: Host, verb: str, step: str) -> None:
     engine = host.engine

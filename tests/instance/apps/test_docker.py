@@ -158,6 +158,7 @@ def test_behind_our_back(host: Host) -> None:
     assert host.left_over(app["id"]) == []
 
 
+@pytest.mark.slow
 def test_keep_data(host: Host) -> None:
     app = host.install(host.crasher())
     assert host.client.delete(f"/api/apps/{app['id']}?keep_data=true").status_code == 204
@@ -165,6 +166,7 @@ def test_keep_data(host: Host) -> None:
     assert len(host.objects("volumes", app["id"])) == 1
 
 
+@pytest.mark.slow
 def test_foreign_objects_are_left_alone(host: Host) -> None:
     """S-34: nothing that we do removes what is not ours."""
     engine = host.engine
@@ -244,6 +246,7 @@ def engine_trouble(begin: Callable[[], None], end: Callable[[], None]) -> Iterat
         end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["frozen", "killed"])
 def test_an_engine_in_trouble(host: Host, trouble: str) -> None:
     """Frozen or gone: reads work, what needs it says so, operations wait and go on without a restart of ours."""
@@ -273,6 +276,7 @@ def test_an_engine_in_trouble(host: Host, trouble: str) -> None:
         assert host.left_over(app_id) == []
 
 
+@pytest.mark.slow
 def test_a_restart_of_ours_takes_running_apps_back_untouched(host: Host) -> None:
     app = host.install()
     [before] = host.containers(app["id"])
@@ -289,6 +293,7 @@ def test_a_restart_of_ours_takes_running_apps_back_untouched(host: Host) -> None
     assert host.client.delete(f"/api/apps/{app['id']}").status_code == 204
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_install(host: Host) -> None:
     for _ in range(3):
         app = host.client.post("/api/apps", json={"template": "hello", "name": unique("killed")}).json()
@@ -302,6 +307,7 @@ def test_killed_in_the_middle_of_an_install(host: Host) -> None:
         assert host.left_over(app["id"]) == []
 
 
+@pytest.mark.slow
 def test_many_at_once(host: Host) -> None:
     made = [host.client.post("/api/apps", json={"template": "hello", "name": unique("many")}).json() for _ in range(8)]
     ports = set()
@@ -332,6 +338,7 @@ def processes(host: Host, app_id: str) -> str:
     return str(host.engine.ok("GET", f"/containers/{container['Id']}/top")["Processes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["closed", "dropped", "killed"])
 def test_a_terminal_leaves_nothing_running(host: Host, way: str) -> None:
     """Closed, dropped, or our process killed: what it started ends, and its end is recorded."""
@@ -362,6 +369,7 @@ def test_a_terminal_leaves_nothing_running(host: Host, way: str) -> None:
     assert host.client.delete(f"/api/apps/{app['id']}").status_code == 204
 
 
+@pytest.mark.slow
 def test_a_terminal_carries_much_both_ways(host: Host) -> None:
     app = host.install(host.crasher())
     size = 8 * 1024 * 1024
@@ -398,6 +406,7 @@ services:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "status"),
     [
@@ -442,6 +451,7 @@ services:
 """
 
 
+@pytest.mark.slow
 def test_health_and_restarts_behind_our_back(host: Host) -> None:
     """Seen by the engine's events: far sooner than the full pass of every half minute."""
     slug = unique("well")
@@ -482,6 +492,7 @@ def said(host: Host, app_id: str) -> list[str]:
     return [one["line"] for one in host.client.get(f"/api/apps/{app_id}/logs").json()]
 
 
+@pytest.mark.slow
 def test_clone_trash_and_back(host: Host) -> None:
     made = host.client.post("/api/apps/import", json={"name": unique("im"), "compose": KEEPER}).json()
     host.until(made["id"], "running")

@@ -3,6 +3,8 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import httpx
@@ -20,6 +22,7 @@ from quazzar.core.jobs import JobRun, Resources
 from quazzar.core.server import Server, ServerConfig
 from quazzar.instance.impersonation.jobs import end_impersonation
 from quazzar.instance.impersonation.telling import noted, untold
+from quazzar.instance.orders.clock import PanelClock
 from quazzar.link.impersonation import Impersonation, new_impersonation, sign_impersonation
 from quazzar.link.messages import Noted
 from quazzar.panel.fleet.authority import Authority
@@ -31,6 +34,7 @@ from tests.test_architecture import PUBLIC, operations
 
 KEY = Ed25519PrivateKey.generate()
 INSTANCE = new_id("inst")
+TENANT = new_id("ten")
 ADA = "usr_" + "a" * 26
 SAME = {"Sec-Fetch-Site": "same-origin"}
 EXCHANGE = "/api/cp/session"
@@ -91,7 +95,7 @@ def claims(**values: Any) -> Impersonation:
     made = new_impersonation(
         impersonation_id=new_id("imp"),
         instance_id=INSTANCE,
-        tenant_id=new_id("ten"),
+        tenant_id=TENANT,
         user_id=ADA,
         name="Ada <ada@example.com>",
         reason="Ticket 7",
@@ -113,7 +117,7 @@ async def authority(app: RunningApp) -> Authority:
 async def linked(admin: httpx.AsyncClient, database: Database, authority: Authority) -> None:
     """To a panel whose key we have."""
     del admin  # there is an admin, who is not the guest
-    await link(database, authority, INSTANCE, signing_key=KEY.public_key().public_bytes_raw())
+    await link(database, authority, INSTANCE, TENANT, signing_key=KEY.public_key().public_bytes_raw())
 
 
 @pytest.fixture
@@ -160,7 +164,7 @@ async def test_a_token_becomes_a_session_by_cookie(
     assert answer.headers["referrer-policy"] == "no-referrer"
     assert answer.headers["cache-control"] == "no-store"
     cookie = answer.headers["set-cookie"]
-    assert re.fullmatch(r"quazzar_session=qzi_[\w-]{43}; Max-Age=900; Path=/; HttpOnly; SameSite=Strict", cookie), (
+    assert re.fullmatch(r"quazzar_session=qzg_[\w-]{43}; Max-Age=900; Path=/; HttpOnly; SameSite=Strict", cookie), (
         cookie
     )
     me = (await client.get("/api/auth/me")).json()
@@ -204,7 +208,7 @@ async def test_s16_a_token_works_once_however_many_try_at_once(app: RunningApp, 
 
 async def test_what_is_no_token_of_this_panel_for_this_server(client: httpx.AsyncClient, database: Database) -> None:
     stranger = sign_impersonation(claims(), Ed25519PrivateKey.generate())
-    for bad in (stranger, token(aud=new_id("inst")), "x", "a.b.c", token() + "x"):
+    for bad in (stranger, token(aud=new_id("inst")), token(tid=new_id("ten")), "x", "a.b.c", token() + "x"):
         answer = await client.get(EXCHANGE, params={"token": bad})
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
         assert answer.headers["referrer-policy"] == "no-referrer"
@@ -219,6 +223,21 @@ async def test_what_is_no_token_of_this_panel_for_this_server(client: httpx.Asyn
     async with database.begin() as session:
         await session.execute(text("DELETE FROM panel_link"))
     assert (await client.get(EXCHANGE, params={"token": token()})).status_code == 401
+
+
+async def test_it_is_the_panels_clock_that_counts_where_it_is_known(client: httpx.AsyncClient, app: RunningApp) -> None:
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    seconds = int(tomorrow.timestamp())
+    of_tomorrow = token(iat=seconds, nbf=seconds, exp=seconds + 60)
+    assert (await client.get(EXCHANGE, params={"token": of_tomorrow})).status_code == 401
+    line = app.asgi.app.state.panel_line
+    line.clock = PanelClock(format_datetime(tomorrow, usegmt=True))
+    try:
+        old = await client.get(EXCHANGE, params={"token": token()})
+        assert (old.status_code, old.json()["code"]) == (401, "token_expired")
+        assert (await client.get(EXCHANGE, params={"token": of_tomorrow})).status_code == 303
+    finally:
+        line.clock = PanelClock(None)
 
 
 async def test_s16_nowhere_else_does_a_token_in_an_address_count(client: httpx.AsyncClient) -> None:
@@ -244,7 +263,7 @@ async def test_over_tls_the_cookie_is_for_tls_alone(client: httpx.AsyncClient, a
         answer = await client.get(EXCHANGE, params={"token": token()})
     finally:
         state.settings = before
-    assert re.fullmatch(r"__Host-quazzar_session=qzi_[\w-]{43}; .*; Secure", answer.headers["set-cookie"])
+    assert re.fullmatch(r"__Host-quazzar_session=qzg_[\w-]{43}; .*; Secure", answer.headers["set-cookie"])
     value = answer.headers["set-cookie"].partition(";")[0]
     assert (await client.get("/api/auth/me", headers={"Cookie": value})).json()["id"] == ADA
 
@@ -298,7 +317,7 @@ async def test_a_stolen_cookie_opens_nothing_elsewhere(guest: httpx.AsyncClient,
     assert (await guest.get("/api/auth/me")).status_code == 200
 
 
-@pytest.mark.parametrize("cookie", ["qzi_" + "A" * 43, "qzi_x", "", "x" * 4000, "qzr_" + "A" * 42, "\xe4"])
+@pytest.mark.parametrize("cookie", ["qzg_" + "A" * 43, "qzg_x", "", "x" * 4000, "qzr_" + "A" * 42, "\xe4"])
 async def test_made_up_cookies_are_nothing(client: httpx.AsyncClient, cookie: str) -> None:
     headers = [(b"cookie", b"quazzar_session=" + cookie.encode("latin-1"))]
     answer = await client.get("/api/auth/me", headers=headers)

@@ -116,7 +116,8 @@ async def test_a_token_for_this_instance_and_where_to_take_it(
     url = urlsplit(body["url"])
     assert (url.scheme, url.netloc, url.path) == ("https", "os.example.com", "/q/api/cp/session")
     assert parse_qs(url.query) == {"token": [body["token"]]}
-    claims = open_impersonation(body["token"], authority.signing_public_key, instance_id=instance)
+    key, now = authority.signing_public_key, datetime.now(UTC)
+    claims = open_impersonation(body["token"], key, instance_id=instance, now=now)
     assert (claims.sub, claims.act.sub, claims.tid) == (ada.user.id, ada.user.id, ada.user.tenant_id)
     assert (claims.act.name, claims.reason) == (f"Ada <{ada.user.name}>", "Ticket 7")
     left = (datetime.fromisoformat(body["expires_at"]) - datetime.now(UTC)).total_seconds()

@@ -31,6 +31,7 @@ from quazzar.instance.apps.runtimes.base import (
     ServiceStats,
     service_digest,
 )
+from quazzar.instance.apps.runtimes.configs import DockerConfig
 from quazzar.instance.apps.runtimes.engine import objects
 from quazzar.instance.apps.runtimes.engine.connection import CHANGE_SECONDS, HEAVY_SECONDS, Engine, engine_url
 from quazzar.instance.apps.runtimes.engine.containers import delete_container
@@ -60,15 +61,6 @@ _SAMPLES_APART_SECONDS: Final = 0.5
 _SAMPLE_FRESH_SECONDS: Final = 15.0
 _PORTS: Final = range(20000, 32768)
 """Below the range that Linux hands out for outgoing connections."""
-
-
-class DockerConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="driver", tag="docker"):
-    """`host` is `unix:///path`, a path, or `tcp://host:port` (with TLS as `DOCKER_TLS_VERIFY` says).
-
-    Without one it is `DOCKER_HOST`, else `/var/run/docker.sock`.
-    """
-
-    host: str | None = None
 
 
 class DockerRuntime:

@@ -47,6 +47,7 @@ from quazzar.instance.apps.runtimes.base import (
     VolumeNotFound,
     service_digest,
 )
+from quazzar.instance.apps.runtimes.configs import MemoryConfig
 from quazzar.instance.apps.runtimes.memory_execution import MemoryExecution
 from quazzar.instance.apps.spec import AppSpec, DependencySpec, NetworkSpec, ServiceSpec
 
@@ -59,10 +60,6 @@ _CHUNK_BYTES: Final = 64 * 1024
 _PORTS: Final = range(20000, 32768)
 
 Status = Literal["created", "running", "paused", "restarting", "exited", "dead"]
-
-
-class MemoryConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="driver", tag="memory"):
-    """Nothing to say: the engine begins empty and ends with the process."""
 
 
 class Behaviour(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,8 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeUnavailable,
     ServiceStats,
 )
-from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime, _all
+from quazzar.instance.apps.runtimes.configs import DockerConfig, SwarmConfig
+from quazzar.instance.apps.runtimes.docker import DockerRuntime, _all
 from quazzar.instance.apps.runtimes.engine import objects, services
 from quazzar.instance.apps.runtimes.engine.connection import CHANGE_SECONDS, HEAVY_SECONDS
 from quazzar.instance.apps.runtimes.engine.containers import delete_container
@@ -47,12 +48,6 @@ _SERVICE_ID: Final = "com.docker.swarm.service.id"
 _ELSEWHERE: Final = "task:"
 """What the id of a log begins with that comes through the manager."""
 _QUEUED_EVENTS: Final = 1000
-
-
-class SwarmConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="driver", tag="swarm"):
-    """`host` is a manager of the swarm, in the form of `DockerConfig.host`."""
-
-    host: str | None = None
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,9 +13,10 @@ import pytest
 from quazzar.core.ids import new_id
 from quazzar.core.secret import Secret
 from quazzar.instance.apps.runtimes.base import AppState, RegistryLogin, Runtime, ServiceState, Stream
-from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
+from quazzar.instance.apps.runtimes.configs import DockerConfig, SwarmConfig
+from quazzar.instance.apps.runtimes.docker import DockerRuntime
 from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryRuntime
-from quazzar.instance.apps.runtimes.swarm import SwarmConfig, SwarmRuntime
+from quazzar.instance.apps.runtimes.swarm import SwarmRuntime
 from quazzar.instance.apps.spec import AppSpec, HealthSpec, ServiceSpec
 from tests.components import DockerEngine, Registry, docker_engine, registry
 
@@ -313,7 +314,7 @@ async def swarm(swarm_engine: DockerEngine, swarm_registries: tuple[Registry, Re
     params=[
         "memory",
         pytest.param("docker", marks=pytest.mark.component("docker")),
-        pytest.param("swarm", marks=pytest.mark.component("docker")),
+        pytest.param("swarm", marks=(pytest.mark.component("docker"), pytest.mark.slow)),
     ],
 )
 def lab(request: pytest.FixtureRequest) -> Lab:

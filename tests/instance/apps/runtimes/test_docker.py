@@ -29,7 +29,8 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeFailure,
     RuntimeUnavailable,
 )
-from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
+from quazzar.instance.apps.runtimes.configs import DockerConfig
+from quazzar.instance.apps.runtimes.docker import DockerRuntime
 from quazzar.instance.apps.runtimes.engine import images
 from quazzar.instance.apps.runtimes.engine.connection import engine_url
 from quazzar.instance.apps.spec import (

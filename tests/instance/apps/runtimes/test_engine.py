@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quazzar.instance.apps.images import Image
-from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, MemoryRuntime, RuntimeConfig, make_runtime
+from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, make_runtime
 from quazzar.instance.apps.runtimes.base import LINE_LIMIT_BYTES, RuntimeFailure, RuntimeUnavailable, service_digest
 from quazzar.instance.apps.runtimes.engine.failures import failure
 from quazzar.instance.apps.runtimes.engine.images import _Layers
 from quazzar.instance.apps.runtimes.engine.logs import Line, LineReader, Memory
 from quazzar.instance.apps.runtimes.engine.objects import Sample, cpu_percent, sample, service_stats
+from quazzar.instance.apps.runtimes.memory import MemoryRuntime
 from quazzar.instance.apps.spec import AppSpec, NetworkSpec, RestartSpec, ServiceSpec
 
 SECOND = 1_790_000_000

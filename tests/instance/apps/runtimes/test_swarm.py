@@ -8,10 +8,11 @@ import pytest
 
 from quazzar.cli.doctor import swarm_problem
 from quazzar.core.ids import new_id
-from quazzar.instance.apps.runtimes import SwarmConfig, SwarmRuntime, make_runtime
+from quazzar.instance.apps.runtimes import SwarmConfig, make_runtime
 from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable
 from quazzar.instance.apps.runtimes.engine.failures import failure
 from quazzar.instance.apps.runtimes.engine.services import FILE_LIMIT_BYTES, isolated, names, pinned_image
+from quazzar.instance.apps.runtimes.swarm import SwarmRuntime
 from quazzar.instance.apps.spec import (
     AppSpec,
     FileSpec,

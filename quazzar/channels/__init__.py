@@ -1,0 +1,1 @@
+"""Notification channels: where a tenant is told what needs somebody, over signed webhooks and by mail."""

@@ -1,0 +1,1 @@
+"""Commands: what a tenant has its instances do, rolled out step by step."""
