@@ -1,4 +1,4 @@
-"""`python -m benchmarks [section …]`: see `SECTIONS`; all of them when none is named."""
+"""`python -m benchmarks [section …]`: see `SECTIONS`; all of them when none is named. `fleet` takes flags as well."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from benchmarks.load import (
     SERVER_CORE,
     Reading,
     Subject,
+    call,
     compare,
     free_port,
     header_script,
@@ -210,16 +211,6 @@ def _login(url: str, body: bytes, statuses: list[int]) -> None:
         statuses.append(error.code)
 
 
-def call(
-    url: str, body: bytes | None = None, headers: dict[str, str] | None = None, *, method: str | None = None
-) -> bytes:
-    headers = (headers or {}) | ({"Content-Type": "application/json"} if body is not None else {})
-    request = urllib.request.Request(url, data=body, headers=headers, method=method)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        content: bytes = answer.read()
-        return content
-
-
 def timed(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
@@ -292,6 +283,11 @@ def commands(lab: Lab) -> None:
     subprocess.run([sys.executable, "-m", "benchmarks.commands", lab.url], check=True)
 
 
+def fleet(_: Lab) -> None:
+    """5,000 simulated instances on one panel: heartbeats, a command to 1,000 of them, and a restart under all."""
+    subprocess.run([sys.executable, "-m", "benchmarks", "fleet", "--instances", "5000"], check=True)
+
+
 def engine(lab: Lab) -> None:
     """Apps on a real engine: installs against bare calls, long logs, followers, 200 apps looked at and measured."""
     from benchmarks.apps_engine import measure  # noqa: PLC0415
@@ -301,7 +297,7 @@ def engine(lab: Lab) -> None:
 
 SECTIONS: dict[str, Callable[[Lab], None]] = {
     section.__name__: section
-    for section in (me, apps, gate, start, logins, deliveries, publishing, followers, commands, engine)
+    for section in (me, apps, gate, start, logins, deliveries, publishing, followers, commands, fleet, engine)
 }
 
 
@@ -320,4 +316,9 @@ async def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1:]))
+    if sys.argv[1:2] == ["fleet"]:
+        from benchmarks.fleet import main as simulate
+
+        simulate(sys.argv[2:])
+    else:
+        asyncio.run(main(sys.argv[1:]))

@@ -152,3 +152,13 @@ def header_script(folder: Path, name: str, headers: Sequence[str]) -> Path:
 
 def median_of(measure: Callable[[], float], times: int = 3) -> float:
     return statistics.median(measure() for _ in range(times))
+
+
+def call(
+    url: str, body: bytes | None = None, headers: dict[str, str] | None = None, *, method: str | None = None
+) -> bytes:
+    headers = (headers or {}) | ({"Content-Type": "application/json"} if body is not None else {})
+    request = urllib.request.Request(url, data=body, headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        content: bytes = answer.read()
+        return content

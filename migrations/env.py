@@ -1,5 +1,7 @@
 """Runs revisions over one connection that `quazzar.core.migrations` has opened and locked."""
 
+import re
+
 from alembic import context
 
 import quazzar.tables  # noqa: F401 - registers every table on the metadata
@@ -7,8 +9,10 @@ from quazzar.core.db import Base
 
 
 def include_object(_object: object, name: str | None, kind: str, reflected: bool, _compare_to: object) -> bool:
-    """No model describes the job queue's tables (they are its library's) and the counts of rate limits (plain SQL)."""
-    own = name is None or not (name.startswith("pgqueuer") or name == "rate_limits")
+    """No model describes the job queue's tables (they are its library's), the counts of rate limits (plain SQL) and
+    partitions of a day, which come and go.
+    """
+    own = name is None or not (name.startswith("pgqueuer") or name == "rate_limits" or re.search(r"_\d{8}$", name))
     return own or not (kind == "table" and reflected)
 
 

@@ -57,6 +57,7 @@ from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, SwarmConfig, make_runtime
 from quazzar.instance.apps.store import count_apps
+from quazzar.instance.apps.usage import Usage
 from quazzar.instance.apps.work import RUNTIME
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
@@ -228,6 +229,7 @@ class Application:
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
         self._terminals: Terminals | None = None
+        usage = Usage()
         on_engine: list[_Part] = []
         if self._runtime is not None:
             resources[RUNTIME] = self._runtime
@@ -236,8 +238,9 @@ class Application:
             self._terminals = Terminals(
                 database, self._runtime, most=limits.terminals, idle_seconds=limits.terminal_idle_minutes * 60
             )
-            meters = (Collector(database, self._runtime), DiskMeter(database, self._runtime))
-            on_engine = [self._reconciler, *meters, self._terminals]
+            collector = Collector(database, self._runtime)
+            usage = collector.usage
+            on_engine = [self._reconciler, collector, DiskMeter(database, self._runtime), self._terminals]
         if "panel" in modes:
             # Declared before there is a worker, which looks for kinds of jobs only once.
             import quazzar.panel.accounts.jobs  # noqa: PLC0415
@@ -264,7 +267,7 @@ class Application:
         if "instance" in modes:
             # With both halves in one process, people find both at the same place.
             url = settings.server.public_url or (self.fleet.panel_url() if self.fleet is not None else None)
-            self.panel_line = Line(database, settings.server.data_dir, keyring, url)
+            self.panel_line = Line(database, settings.server.data_dir, keyring, usage, url=url)
             resources[TELL_STATE] = self.panel_line.tell_state
             if (token := settings.panel.token) is not None:
                 joining = Joining(self.panel_line, self.accounts.authenticator, token.reveal())

@@ -18,6 +18,7 @@ import quazzar.instance.templates.models
 import quazzar.invitations.models
 import quazzar.panel.alerts.models
 import quazzar.panel.commands.models
+import quazzar.panel.fleet.metrics_models
 import quazzar.panel.fleet.models
 import quazzar.panel.impersonations.models
 import quazzar.panel.tenants.models

@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision = "0023"
-down_revision = "0021"
+down_revision = "0022"
 
 # The tenant's own rows; work in the background, which is about the rows of all tenants, says so by app.worker.
 _OWN = "tenant_id = NULLIF(current_setting('app.tenant', true), '') OR current_setting('app.worker', true) = 'on'"

@@ -15,6 +15,7 @@ from quazzar.instance.apps import points
 from quazzar.instance.apps.points import DAY, HOUR, MINUTE, Sample
 from quazzar.instance.apps.runtimes.base import Reading, Runtime, RuntimeFailure
 from quazzar.instance.apps.schemas import AppHistory, Range
+from quazzar.instance.apps.usage import Usage
 
 log = structlog.get_logger(__name__)
 
@@ -46,11 +47,13 @@ class Collector:
     """One per process. `start` and `stop` are for the lifespan, `collect` and `keep` for tests too.
 
     Nothing but the counters of the last round is in memory, so a process that is killed loses the one that it was in.
+    `usage` has what each round found, for the panel.
     """
 
     def __init__(self, database: Database, runtime: Runtime) -> None:
         self._database = database
         self._runtime = runtime
+        self.usage = Usage()
         self._last: dict[str, Reading] = {}
         self._restarts: dict[str, int] = {}
         self._read_at: float | None = None
@@ -90,6 +93,7 @@ class Collector:
         passed = now - self._read_at if self._read_at is not None else STALE_SECONDS
         if passed < STALE_SECONDS:
             samples = self._samples(readings, restarts, passed)
+            self.usage.add(samples)
             async with self._database.begin() as session:
                 await points.add_samples(session, samples)
         # What could not be written is counted into the next round.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
 
@@ -18,14 +19,18 @@ from quazzar.core.auth import Principal
 from quazzar.core.crypto import Keyring, write_private
 from quazzar.core.db import Database
 from quazzar.instance.apps.service import list_apps
+from quazzar.instance.apps.usage import Usage
 from quazzar.instance.enrolment import store
 from quazzar.instance.enrolment.dialling import KEY_FILE, places, trusting
-from quazzar.instance.enrolment.measuring import Meter, facts_of
+from quazzar.instance.enrolment.measuring import facts_of
+from quazzar.instance.enrolment.recording import Recorder
+from quazzar.instance.enrolment.spool import Spool
 from quazzar.instance.impersonation.telling import noted, untold
 from quazzar.instance.orders.clock import PanelClock
 from quazzar.instance.orders.desk import OrderDesk
 from quazzar.instance.orders.service import Panel, cancel_pending
 from quazzar.link.messages import (
+    CLOSE_MALFORMED,
     CLOSE_REVOKED,
     MOST_APPS,
     MOST_FRAME_BYTES,
@@ -35,6 +40,7 @@ from quazzar.link.messages import (
     Certificate,
     Heartbeat,
     Hello,
+    Kept,
     Leave,
     LinkProblem,
     Message,
@@ -51,36 +57,43 @@ from quazzar.link.messages import (
 log = structlog.get_logger(__name__)
 
 _CERTIFICATE_FILE: Final = "panel-link.crt"
-_FIRST_PAUSE: Final = 1.0
-_LONGEST_PAUSE: Final = 30.0
-_OPEN_SECONDS: Final = 20.0
+FIRST_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 30.0
+OPEN_SECONDS: Final = 20.0
 _SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=frozenset({"apps:read"}))
 
 
 class Line:
     """One per process that serves an instance, in `app.state.panel_line`."""
 
-    def __init__(self, database: Database, data_dir: Path, keyring: Keyring, url: str | None = None) -> None:
+    def __init__(
+        self, database: Database, data_dir: Path, keyring: Keyring, usage: Usage, *, url: str | None = None
+    ) -> None:
         self.database = database
         self.data_dir = data_dir
         self.url = url
         self._keyring = keyring
+        self.spool = Spool(database)
+        self.recorder = Recorder(data_dir, usage, self.spool)
         self.connected = False
         self.clock = PanelClock(None)
         self.error: str | None = None
         self._wake = asyncio.Event()
         self._wanted = asyncio.Event()
         self._socket: ClientConnection | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._linked_as: str | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._keep(), name="panel-line")
+        self._tasks = [
+            asyncio.create_task(self._keep(), name="panel-line"),
+            asyncio.create_task(self._record(), name="panel-line-record"),
+        ]
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def changed(self) -> None:
         """The link was made, or ended: look at it now."""
@@ -105,23 +118,24 @@ class Line:
         self.changed()
 
     async def _keep(self) -> None:
-        pause = _FIRST_PAUSE
+        pause = FIRST_PAUSE
         while True:
             self._wake.clear()
             refused = False
             try:
                 link = await self._link()
+                self._linked_as = None if link is None else link.instance_id
                 if link is None:
                     self.error = None
                     await self._wake.wait()
                     continue
                 if await self._anywhere(link):
-                    pause = _FIRST_PAUSE
+                    pause = FIRST_PAUSE
             except InvalidStatus as error:
                 refused = error.response.status_code in (401, 403)
-                if refused:
-                    await self._revoked()
                 self.error = "The panel does not know this server any more" if refused else "The panel is not ready"
+                if refused:
+                    await self._settle(CLOSE_REVOKED)
             except (OSError, WebSocketException, TimeoutError, LinkProblem) as error:
                 self.error = f"The panel can't be reached ({type(error).__name__})"
             except Exception as error:
@@ -129,8 +143,8 @@ class Line:
                 log.warning("The line to the panel failed", exc_info=error)
             log.info("No line to the panel", reason=self.error)
             # Full jitter: however many lost the same panel at once, they come back spread over the whole pause.
-            await self._rest(_LONGEST_PAUSE if refused else random.uniform(0, pause))  # noqa: S311 - no secret
-            pause = min(_LONGEST_PAUSE, pause * 2)
+            await self._rest(LONGEST_PAUSE if refused else random.uniform(0, pause))  # noqa: S311 - no secret
+            pause = min(LONGEST_PAUSE, pause * 2)
 
     async def _rest(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -156,13 +170,14 @@ class Line:
         context = await asyncio.to_thread(self._context, link)
         host = f"[{name}]" if ":" in name else name
         greeted = False
+        code: int | None = None
         try:
             async with connect(
                 f"wss://{host}:{port}/agent/connect",
                 ssl=context,
                 compression=None,
                 max_size=MOST_FRAME_BYTES,
-                open_timeout=_OPEN_SECONDS,
+                open_timeout=OPEN_SECONDS,
                 proxy=None if name in ("127.0.0.1", "::1", "localhost") else True,
             ) as socket:
                 self._socket = socket
@@ -176,11 +191,11 @@ class Line:
             self.error = closed.rcvd.reason if closed.rcvd is not None else "The line to the panel was cut"
             if code == CLOSE_REVOKED:
                 greeted = False
-                await self._revoked()
         finally:
             self.connected = False
             self.clock = PanelClock(None)
             self._socket = None
+            await self._settle(code)
         return greeted
 
     async def _revoked(self) -> None:
@@ -204,6 +219,30 @@ class Line:
             on_ended=self.tell_state,
         )
 
+    async def _settle(self, code: int | None) -> None:
+        """A line has ended with this code: what may not have come through is kept, and for whoever has revoked this
+        server nothing is.
+        """
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            if code == CLOSE_REVOKED:
+                await self._revoked()
+                self.recorder.forget()
+                await self.spool.clear()
+            elif self._linked_as is not None:
+                await self.spool.cut(malformed=code == CLOSE_MALFORMED)
+                await self.recorder.cut(self._linked_as)
+
+    async def _record(self) -> None:
+        """Measure while there is no line, as often as there would be a heartbeat."""
+        while True:
+            await asyncio.sleep(self.recorder.seconds)
+            if self.connected or self._linked_as is None:
+                continue
+            try:
+                await self.recorder.keep(self._linked_as)
+            except Exception as error:  # noqa: BLE001 - the next measurement may be kept again
+                log.debug("What was measured could not be kept", cause=type(error).__name__)
+
     def _context(self, link: Any) -> ssl.SSLContext:
         context = trusting(link.ca_certificate)
         certificate = self.data_dir / _CERTIFICATE_FILE
@@ -221,7 +260,7 @@ class Line:
             state_hash=state.hash(),
         )
         await socket.send(pack(hello))
-        async with asyncio.timeout(_OPEN_SECONDS):
+        async with asyncio.timeout(OPEN_SECONDS):
             welcome = unpack_from_panel(await socket.recv())
         if not isinstance(welcome, Welcome):
             raise LinkProblem("The panel did not greet")
@@ -240,6 +279,7 @@ class Line:
             self._listen(socket, desk),
             self._beat(socket, link, welcome, state),
             desk.report(send),
+            self.spool.deliver(link.instance_id, send),
             self._outlive(link),
         )
         tasks = [asyncio.create_task(each) for each in work]
@@ -285,38 +325,45 @@ class Line:
                     await desk.cancel(message)
                 case Reported():
                     await desk.acknowledge(message)
+                case Kept():
+                    self.spool.kept(message.batch)
                 case Noted():
                     await noted(self.database, message)
                 case _:
                     pass
 
     async def _beat(self, socket: ClientConnection, link: Any, welcome: Welcome, state: State) -> None:
-        meter = await asyncio.to_thread(Meter, self.data_dir)
-        seconds = min(max(welcome.heartbeat_seconds, 1.0), 3600.0)
+        seconds = self.recorder.seconds = min(max(welcome.heartbeat_seconds, 1.0), 3600.0)
         known = None if welcome.want_state else state.hash()
         from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
 
         if keys.wants_renewal(link.certificate, datetime.now(UTC)):
             key = await asyncio.to_thread(keys.own_key, self.data_dir)
             await socket.send(pack(Renew(csr=keys.signing_request(key))))
+        # The second comes at any time, so that those who came back together are not heard together for ever.
+        pause = random.uniform(0, seconds)  # noqa: S311 - no secret
         while True:
             wanted = self._wanted.is_set()
             self._wanted.clear()
             state = await self._state()
             found = state.hash()
+            sample = await self.recorder.measure()
             beat = Heartbeat(
-                sent_at=datetime.now(UTC),
+                sent_at=sample.at,
                 state_hash=found,
-                measured=await asyncio.to_thread(meter.measure),
+                measured=sample.measured,
+                app_measured=sample.apps,
                 state=state if wanted or found != known else None,
             )
+            self.recorder.sending(sample)
             await socket.send(pack(beat))
             known = found
             for deeds in await untold(self.database, link.instance_id):
                 await socket.send(pack(deeds))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(pause):
                     await self._wanted.wait()
+            pause = seconds
 
     async def _state(self) -> State:
         facts = await asyncio.to_thread(facts_of, self.data_dir, self.url)

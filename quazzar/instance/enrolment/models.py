@@ -2,7 +2,19 @@
 
 from datetime import datetime
 
-from sqlalchemy import Boolean, CheckConstraint, DateTime, Integer, LargeBinary, SmallInteger, Text, func, true
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Identity,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    func,
+    true,
+)
 from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
@@ -33,3 +45,16 @@ class PanelLink(Base):
     left_at: Mapped[datetime | None] = mapped_column(_Time)
     addresses: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
     impersonation: Mapped[bool] = mapped_column(Boolean, server_default=true())
+
+
+class PanelSpool(Base):
+    """A `quazzar.link.messages.Sample` in msgpack that the panel has not got yet; sent in the order of the numbers, and
+    only to the panel that knows this server by `instance_id`.
+    """
+
+    __tablename__ = "panel_spool"
+
+    number: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    instance_id: Mapped[str] = mapped_column(Text(collation="C"))
+    at: Mapped[datetime] = mapped_column(_Time)
+    sample: Mapped[bytes] = mapped_column(LargeBinary)

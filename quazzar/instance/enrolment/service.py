@@ -10,7 +10,7 @@ from quazzar.core.db import after_commit, unique_or
 from quazzar.core.errors import Invalid
 from quazzar.core.records import audit
 from quazzar.core.schema import given
-from quazzar.instance.enrolment import store
+from quazzar.instance.enrolment import spool_store, store
 from quazzar.instance.enrolment.dialling import fetch_ca, send_enrolment
 from quazzar.instance.enrolment.errors import AlreadyLinked, NotLinked
 from quazzar.instance.enrolment.line import Line
@@ -85,6 +85,7 @@ class PanelLinkService:
             )
         # Of a panel before, should anything be left.
         await forget_panel(self._session)
+        await spool_store.clear_samples(self._session)
         after = {"panel_url": enrolled.panel_url, "impersonation": impersonation}
         audit(self._session, "panel_link.create", subject=enrolled.instance_id, after=after)
         after_commit(self._session, self._line.changed)
@@ -131,6 +132,7 @@ class PanelLinkService:
         await store.leave(self._session)
         await end_all(self._session, self._authenticator, "unlinked")
         await forget_panel(self._session)
+        await spool_store.clear_samples(self._session)
         audit(self._session, "panel_link.delete", subject=link.instance_id, before={"panel_url": link.panel_url})
         after_commit(self._session, self._line.changed)
 

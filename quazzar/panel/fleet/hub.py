@@ -7,17 +7,16 @@ one, and looks at all of its own anew when that line had a gap.
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-import msgspec
 import structlog
-from sqlalchemy import func, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.exc import SQLAlchemyError
 
 from quazzar import __version__
-from quazzar.core.db import Database, Listener, notify
+from quazzar.core.db import Database, Listener
 from quazzar.core.errors import Unauthorized
 from quazzar.core.exchange import Message
 from quazzar.core.records import publish
@@ -33,6 +32,7 @@ from quazzar.link.messages import (
     FromInstance,
     Heartbeat,
     Hello,
+    Kept,
     Leave,
     LinkProblem,
     Renew,
@@ -42,14 +42,13 @@ from quazzar.link.messages import (
     pack,
     unpack_from_instance,
 )
-from quazzar.link.metrics import measures
 from quazzar.panel.fleet import store, upkeep
 from quazzar.panel.fleet.authority import Authority, Identity, key_hash, read_request
-from quazzar.panel.fleet.channel import CHANNEL, moved
+from quazzar.panel.fleet.channel import CHANNEL
+from quazzar.panel.fleet.doors import Arrival, Doors
 from quazzar.panel.fleet.errors import RequestRefused
-from quazzar.panel.fleet.events import InstanceDegraded, InstanceOffline, InstanceOnline
-from quazzar.panel.fleet.health import failing, score_of
-from quazzar.panel.fleet.models import FleetPresence
+from quazzar.panel.fleet.events import InstanceOffline
+from quazzar.panel.fleet.ingest import Ingest
 from quazzar.panel.fleet.service import revoke
 from quazzar.panel.impersonations.noting import note
 
@@ -57,6 +56,7 @@ log = structlog.get_logger(__name__)
 
 MISSED_HEARTBEATS = 2.5
 HELLO_SECONDS = 15.0
+_TRY_AGAIN_LATER = 1013
 
 
 class Closed(Exception):
@@ -119,6 +119,8 @@ class Hub:
         self.database = database
         self.addresses = list(addresses)
         self.heartbeat_seconds = heartbeat_seconds
+        self.ingest = Ingest(database, heartbeat_seconds)
+        self._doors = Doors(database)
         self._panel_url = panel_url
         self._sockets: dict[str, Socket] = {}
         self._listener = Listener(database, [CHANNEL], lambda _, payload: self._told(payload), self._gap)
@@ -126,6 +128,7 @@ class Hub:
 
     async def start(self) -> None:
         await self._listener.start()
+        await self.ingest.start()
         self._go(self._sweep_often())
 
     async def stop(self) -> None:
@@ -133,6 +136,7 @@ class Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.ingest.stop()
 
     @property
     def connected(self) -> int:
@@ -172,20 +176,19 @@ class Hub:
             self.work.gap()
 
     async def _check_all(self) -> None:
-        for socket in list(self._sockets.values()):
-            with contextlib.suppress(Exception):
-                try:
-                    await self.check(socket.identity)
-                except Unauthorized:
-                    socket.end(CLOSE_REVOKED, "The instance was revoked")
+        await asyncio.gather(*(self._check_again(socket) for socket in self._sockets.values()))
 
-    async def check(self, identity: Identity) -> Any:
-        """What is known of the certificate's holder. Raises `Unauthorized` when the certificate does not count."""
-        async with self.database.begin(tenant=identity.tenant_id) as session:
-            row = await store.get_credential(session, identity.tenant_id, identity.instance_id)
-        if row is None or row.status == "revoked" or row.public_key_hash != identity.public_key_hash:
+    async def _check_again(self, socket: Socket) -> None:
+        with contextlib.suppress(Exception):
+            try:
+                await self.check(socket.identity)
+            except Unauthorized:
+                socket.end(CLOSE_REVOKED, "The instance was revoked")
+
+    async def check(self, identity: Identity) -> None:
+        """Raises `Unauthorized` when the certificate does not count."""
+        if await self._doors.check(identity) is None:
             raise Unauthorized("This certificate does not count any more")
-        return row
 
     # --- one line ------------------------------------------------------------------------------------------
 
@@ -232,16 +235,19 @@ class Hub:
         if abs(message.protocol - PROTOCOL) > 1:
             raise Closed(CLOSE_PROTOCOL, f"This panel speaks protocol {PROTOCOL}")
         socket.skew_seconds = (message.sent_at - datetime.now(UTC)).total_seconds()
+        self.ingest.greeted(socket)
         former = self._sockets.get(identity.instance_id)
         self._sockets[identity.instance_id] = socket
         if former is not None:
             former.end(CLOSE_MOVED, "The instance has opened another line")
         # Only now: a revocation that came before is seen here, one that comes later is told to this socket.
-        row = await self._checked(identity)
-        async with self.database.begin(tenant=identity.tenant_id) as session:
-            await _seen(session, identity, connection=socket.connection, skew_seconds=socket.skew_seconds)
-            await store.update_instance(session, identity.tenant_id, identity.instance_id, ip=address)
-            await notify(session, CHANNEL, moved(identity.instance_id, socket.connection))
+        try:
+            row = await self._doors.enter(Arrival(identity, socket.connection, socket.skew_seconds, address))
+        except (SQLAlchemyError, OSError) as error:
+            log.info("An instance could not be let in yet", cause=type(error).__name__)
+            raise Closed(_TRY_AGAIN_LATER, "The panel is not ready") from None
+        if row is None:
+            raise Closed(CLOSE_REVOKED, "The instance was revoked")
         await socket.send(
             Welcome(
                 protocol=PROTOCOL,
@@ -256,16 +262,10 @@ class Hub:
         if self.work is not None:
             self.work.greeted(identity.instance_id)
 
-    async def _checked(self, identity: Identity) -> Any:
-        try:
-            return await self.check(identity)
-        except Unauthorized:
-            raise Closed(CLOSE_REVOKED, "The instance was revoked") from None
-
     async def _handle(self, socket: Socket, authority: Authority, message: FromInstance | None) -> None:
         match message:
             case Heartbeat():
-                await self._heard(socket.identity, socket.skew_seconds, message)
+                await self.ingest.heard(socket, message)
             case Renew():
                 await self._renew(socket, authority, message)
             case Leave():
@@ -283,50 +283,12 @@ class Hub:
                 if self.work is not None:
                     await self.work.reported(socket, message)
             case Samples():
-                pass
+                await self.ingest.keep(socket, message)
+                await socket.send(Kept(batch=message.batch))
             case Hello():
                 raise Closed(CLOSE_REFUSED, "A greeting comes once")
             case None:
                 pass
-
-    async def _heard(self, identity: Identity, skew_seconds: float, message: Heartbeat) -> None:
-        """Write a heartbeat down: presence always, the rest only where it has changed."""
-        now = datetime.now(UTC)
-        async with self.database.begin(tenant=identity.tenant_id) as session:
-            values: dict[str, Any] = {}
-            if message.measured is not None:
-                values = {"measured": message.measured, "measured_at": func.clock_timestamp()}
-            await _seen(session, identity, **values)
-            row = await store.get_standing(session, identity.tenant_id, identity.instance_id)
-            if row is None or row.status == "revoked":
-                raise Closed(CLOSE_REVOKED, "The instance was revoked")
-            changes: dict[str, Any] = {}
-            if message.state is not None:
-                changes = _described(message)
-            apps = changes.get("apps", row.apps)
-            checks = failing(
-                measures(message.measured),
-                apps,
-                skew_seconds=skew_seconds,
-                certificate_expires_at=row.certificate_expires_at,
-                now=now,
-            )
-            shown = msgspec.to_builtins(checks)
-            if shown != row.checks:
-                changes |= {"checks": shown, "health_score": score_of(checks)}
-            status = "degraded" if checks else "online"
-            reason = "; ".join(check.reason for check in checks) or None
-            if status != row.status:
-                changes |= {
-                    "status": status,
-                    "status_since": func.clock_timestamp(),
-                    "health_score": score_of(checks),
-                }
-                _announce(session, identity, row, status, reason)
-            if reason != row.status_reason:
-                changes["status_reason"] = reason
-            if changes:
-                await store.update_instance(session, identity.tenant_id, identity.instance_id, **changes)
 
     async def _renew(self, socket: Socket, authority: Authority, message: Renew) -> None:
         identity = socket.identity
@@ -352,9 +314,13 @@ class Hub:
     async def _sweep_often(self) -> None:
         while True:
             await asyncio.sleep(min(2.0, self.heartbeat_seconds / 4))
+            # While the panel itself was away nobody could be heard: silence counts from when it is back.
+            if time.monotonic() - self.ingest.healthy_since < MISSED_HEARTBEATS * self.heartbeat_seconds:
+                continue
             try:
                 await self.sweep()
             except Exception as error:  # noqa: BLE001 - the database is away for a moment; the next look tells as much
+                self.ingest.healthy_since = time.monotonic()
                 log.debug("Silent instances could not be looked for", cause=type(error).__name__)
 
     async def sweep(self) -> None:
@@ -365,32 +331,6 @@ class Hub:
             for row in await upkeep.silence(session, seconds, reason):
                 gone = InstanceOffline(instance_id=row.id, name=row.name, reason=reason)
                 publish(session, gone, subject=row.id, realm="panel", tenant_id=row.tenant_id)
-
-
-def _described(message: Heartbeat) -> dict[str, Any]:
-    state = message.state
-    assert state is not None
-    facts = {name: getattr(state.facts, name) for name in ("version", "hostname", "os", "arch", "url")}
-    amounts = {name: getattr(state.facts, name) for name in ("cpu_cores", "memory_bytes", "disk_bytes")}
-    apps = msgspec.to_builtins(state.apps)
-    return facts | amounts | {"apps": apps, "backup_at": state.backup_at, "state_hash": message.state_hash}
-
-
-def _announce(session: AsyncSession, identity: Identity, row: Any, status: str, reason: str | None) -> None:
-    event: InstanceOnline | InstanceDegraded
-    if status == "degraded":
-        event = InstanceDegraded(instance_id=identity.instance_id, name=row.name, reason=reason or "")
-    else:
-        event = InstanceOnline(instance_id=identity.instance_id, name=row.name)
-    publish(session, event, subject=identity.instance_id, realm="panel", tenant_id=identity.tenant_id)
-
-
-async def _seen(session: AsyncSession, identity: Identity, **values: Any) -> None:
-    await session.execute(
-        update(FleetPresence)
-        .where(FleetPresence.tenant_id == identity.tenant_id, FleetPresence.instance_id == identity.instance_id)
-        .values(last_seen_at=func.clock_timestamp(), **values)
-    )
 
 
 class _Gone(Exception):

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.core.auth import principal_of, requires
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, patch, post
+from quazzar.panel.fleet.metrics_routes import MetricsController
 from quazzar.panel.fleet.models import InstanceStatus
 from quazzar.panel.fleet.process import Fleet
 from quazzar.panel.fleet.schemas import (
@@ -226,4 +227,4 @@ class InstanceController(Controller):
         return paged(request, page, await fleet.find(page), HealthOut.of, lambda row: str(row.id))
 
 
-handlers: list[ControllerRouterHandler] = [TokenController, GroupController, InstanceController]
+handlers: list[ControllerRouterHandler] = [TokenController, GroupController, InstanceController, MetricsController]

@@ -11,6 +11,7 @@ from quazzar.core.auth import Principal
 from quazzar.core.db import notify, unique_or
 from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
+from quazzar.core.jobs import enqueue
 from quazzar.core.paging import Page
 from quazzar.core.records import audit, publish
 from quazzar.core.schema import given, in_utc
@@ -29,6 +30,7 @@ from quazzar.panel.fleet.errors import (
     TokenNotFound,
 )
 from quazzar.panel.fleet.events import InstanceRevoked
+from quazzar.panel.fleet.jobs import forget_metrics
 from quazzar.panel.fleet.schemas import (
     Amount,
     BackupsOut,
@@ -262,6 +264,7 @@ class FleetService:
         before = await self.get(instance_id)
         if before.status == "revoked":
             await store.delete_instance(self._session, self._tenant, instance_id)
+            await enqueue(self._session, forget_metrics, subject=instance_id, instance_id=instance_id)
             audit(self._session, "instance.forget", subject=instance_id, before={"name": before.name})
             return
         await revoke(self._session, self._tenant, instance_id, before.name, "It was deleted on the panel")

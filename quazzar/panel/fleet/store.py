@@ -357,16 +357,3 @@ async def get_credential(session: AsyncSession, tenant_id: str, instance_id: str
         FleetInstance.state_hash,
     ).where(FleetInstance.tenant_id == tenant_id, FleetInstance.id == instance_id)
     return (await session.execute(query)).one_or_none()
-
-
-async def get_standing(session: AsyncSession, tenant_id: str, instance_id: str) -> Found | None:
-    """What a heartbeat is compared with."""
-    query = select(
-        FleetInstance.name,
-        FleetInstance.status,
-        FleetInstance.status_reason,
-        FleetInstance.apps,
-        FleetInstance.checks,
-        FleetInstance.certificate_expires_at,
-    ).where(FleetInstance.tenant_id == tenant_id, FleetInstance.id == instance_id)
-    return (await session.execute(query)).one_or_none()

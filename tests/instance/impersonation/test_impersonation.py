@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import text
+from sqlalchemy import delete, insert, text
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -20,16 +21,17 @@ from quazzar.core.db import Database
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobRun, Resources
 from quazzar.core.server import Server, ServerConfig
+from quazzar.instance.enrolment.keys import signing_request
+from quazzar.instance.enrolment.models import PanelLink
 from quazzar.instance.impersonation.jobs import end_impersonation
 from quazzar.instance.impersonation.telling import noted, untold
 from quazzar.instance.orders.clock import PanelClock
 from quazzar.link.impersonation import Impersonation, new_impersonation, sign_impersonation
 from quazzar.link.messages import Noted
-from quazzar.panel.fleet.authority import Authority
+from quazzar.panel.fleet.authority import Authority, read_request
 from tests.conftest import RunningApp
 from tests.factories.accounts import headers_of, make_user
 from tests.factories.apps import add_one, install, key_client
-from tests.factories.fleet import link
 from tests.test_architecture import PUBLIC, operations
 
 KEY = Ed25519PrivateKey.generate()
@@ -115,9 +117,22 @@ async def authority(app: RunningApp) -> Authority:
 
 @pytest.fixture(autouse=True)
 async def linked(admin: httpx.AsyncClient, database: Database, authority: Authority) -> None:
-    """To a panel whose key we have."""
+    """To a panel whose key we have, and that is never dialled."""
     del admin  # there is an admin, who is not the guest
-    await link(database, authority, INSTANCE, TENANT, signing_key=KEY.public_key().public_bytes_raw())
+    request = read_request(signing_request(ec.generate_private_key(ec.SECP256R1())))
+    values = {
+        "id": 1,
+        "instance_id": INSTANCE,
+        "panel_url": "http://localhost",
+        "host": "127.0.0.1",
+        "port": 1,
+        "ca_certificate": authority.pem,
+        "certificate": authority.issue_client(request, instance_id=INSTANCE, tenant_id=TENANT).certificate,
+        "signing_key": KEY.public_key().public_bytes_raw(),
+    }
+    async with database.begin() as session:
+        await session.execute(delete(PanelLink))
+        await session.execute(insert(PanelLink).values(**values))
 
 
 @pytest.fixture

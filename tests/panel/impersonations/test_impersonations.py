@@ -20,7 +20,7 @@ from quazzar.panel.impersonations import noting
 from quazzar.panel.impersonations.noting import note
 from tests.conftest import PASSWORD, RunningApp
 from tests.factories.accounts import MadeUser, bearer, headers_of, log_in, make_colleague, make_member
-from tests.factories.fleet import make_instance
+from tests.factories.panel import make_instance
 
 API = "/panel/api"
 Headers = dict[str, str]
@@ -83,9 +83,9 @@ async def ada(client: httpx.AsyncClient, database: Database) -> Person:
 
 
 @pytest.fixture
-async def instance(database: Database, authority: Authority, ada: Person) -> str:
+async def instance(database: Database, ada: Person) -> str:
     assert ada.user.tenant_id is not None
-    return await make_instance(database, authority, ada.user.tenant_id, url="https://os.example.com/q/")
+    return await make_instance(database, ada.user.tenant_id, name="berlin-1", url="https://os.example.com/q/")
 
 
 async def ask(client: httpx.AsyncClient, who: Headers, instance_id: str, **body: Any) -> httpx.Response:
@@ -126,7 +126,7 @@ async def test_a_token_for_this_instance_and_where_to_take_it(
     assert (action, kind, actor, subject, outcome) == ("impersonation.create", "user", ada.user.id, instance, "done")
     assert after == {"impersonation_id": claims.jti, "name": "berlin-1", "reason": "Ticket 7"}
     events = (await client.get(f"{API}/events?subject={instance}", headers=ada.headers)).json()
-    assert [event["type"] for event in events] == ["instance.impersonated", "instance.enrolled"]
+    assert [event["type"] for event in events] == ["instance.impersonated"]
     assert events[0]["data"]["reason"] == "Ticket 7"
     assert body["token"] not in str(events)
     shown = (await client.get(f"{API}/fleet/instances/{instance}", headers=ada.headers)).json()
@@ -169,12 +169,10 @@ async def test_codes_can_not_be_guessed(client: httpx.AsyncClient, ada: Person, 
     assert (await ask(client, ada.headers, instance, code=ada.code())).status_code == 429
 
 
-async def test_without_a_second_factor_there_is_none(
-    client: httpx.AsyncClient, database: Database, authority: Authority
-) -> None:
+async def test_without_a_second_factor_there_is_none(client: httpx.AsyncClient, database: Database) -> None:
     user = await make_member(database)
     assert user.tenant_id is not None
-    instance = await make_instance(database, authority, user.tenant_id, url="https://os.example.com")
+    instance = await make_instance(database, user.tenant_id, url="https://os.example.com")
     for body in ({}, {"code": "123456"}):
         answer = await ask(client, await headers_of(client, user), instance, **body)
         assert (answer.status_code, answer.json()["code"]) == (403, "totp_setup_required")
@@ -193,7 +191,7 @@ async def test_by_role(client: httpx.AsyncClient, database: Database, ada: Perso
 
 
 async def test_other_tenants_and_what_lies_out_of_reach_are_not_there(
-    client: httpx.AsyncClient, database: Database, ada: Person, instance: str, authority: Authority
+    client: httpx.AsyncClient, database: Database, ada: Person, instance: str
 ) -> None:
     eve = await person(client, database, await make_member(database))
     unknown = "inst_" + "a" * 26
@@ -201,11 +199,11 @@ async def test_other_tenants_and_what_lies_out_of_reach_are_not_there(
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(404, "instance_not_found")}
     # No code was used up by that.
     assert eve.user.tenant_id is not None
-    own = await make_instance(database, authority, eve.user.tenant_id, url="https://eve.example.com")
+    own = await make_instance(database, eve.user.tenant_id, url="https://eve.example.com")
     assert (await ask(client, eve.headers, own, code=eve.code())).status_code == 200
     assert ada.user.tenant_id is not None
     bound = await person(client, database, await make_colleague(database, ada.user.tenant_id, "admin"))
-    other = await make_instance(database, authority, ada.user.tenant_id, url="https://other.example.com")
+    other = await make_instance(database, ada.user.tenant_id, url="https://other.example.com")
     async with database.begin(tenant=ada.user.tenant_id) as session:
         values = {"ids": [other], "user": bound.user.id}
         await session.execute(text("UPDATE memberships SET resources = :ids WHERE user_id = :user"), values)
@@ -220,20 +218,20 @@ async def app_forgets(client: httpx.AsyncClient, session: Any, one: Person) -> N
 
 
 async def test_where_nobody_knows_the_way_there_is_no_token(
-    client: httpx.AsyncClient, ada: Person, database: Database, authority: Authority
+    client: httpx.AsyncClient, ada: Person, database: Database
 ) -> None:
     assert ada.user.tenant_id is not None
-    silent = await make_instance(database, authority, ada.user.tenant_id)
+    silent = await make_instance(database, ada.user.tenant_id)
     code = ada.code()
     answer = await ask(client, ada.headers, silent, code=code)
     assert (answer.status_code, answer.json()["code"]) == (409, "instance_url_unknown")
-    gone = await make_instance(database, authority, ada.user.tenant_id, url="https://os.example.com")
+    gone = await make_instance(database, ada.user.tenant_id, url="https://os.example.com")
     await client.delete(f"{API}/fleet/instances/{gone}", headers=ada.headers)
     answer = await ask(client, ada.headers, gone, code=code)
     assert (answer.status_code, answer.json()["code"]) == (409, "instance_revoked")
     assert await records(database, ada) == []
     # The code was not used up for nothing.
-    fine = await make_instance(database, authority, ada.user.tenant_id, url="https://os.example.com")
+    fine = await make_instance(database, ada.user.tenant_id, url="https://os.example.com")
     assert (await ask(client, ada.headers, fine, code=code)).status_code == 200
 
 
@@ -304,11 +302,11 @@ async def test_what_was_done_comes_into_the_panels_own_log_once(
 
 
 async def test_an_instance_tells_nothing_of_what_was_never_given_to_it(
-    client: httpx.AsyncClient, ada: Person, instance: str, database: Database, authority: Authority
+    client: httpx.AsyncClient, ada: Person, instance: str, database: Database
 ) -> None:
     jti = await jti_of(client, ada, instance, database)
     assert ada.user.tenant_id is not None
-    rogue = await make_instance(database, authority, ada.user.tenant_id)
+    rogue = await make_instance(database, ada.user.tenant_id)
     assert (await tell(database, ada, rogue, deed(1), jti=jti)).number == 1
     assert (await tell(database, ada, instance, deed(1), jti=f"imp_{uuid.uuid4().hex[:26]}")).number == 1
     assert [row.action for row in await records(database, ada)] == ["impersonation.create"]

@@ -1,0 +1,548 @@
+"""Heartbeats and measurements of the past on their way into the database: queued in memory, written together.
+
+A heartbeat costs no transaction of its own. What has come within a quarter of a second, from instances of any tenant,
+is one statement, and only an instance whose status, checks or state have changed costs more. Measurements of the past
+have a queue of their own, so that they never stand before a sign of life.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final, Protocol
+
+import asyncpg
+import msgspec
+import structlog
+from sqlalchemy import func, text, update
+from sqlalchemy.exc import StatementError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from quazzar.core.db import Database, see_all_tenants
+from quazzar.core.records import publish
+from quazzar.link.messages import CLOSE_MALFORMED, CLOSE_REVOKED, AppFacts, Heartbeat, Samples, State
+from quazzar.link.metrics import APP_METRICS, HOST_METRICS, measures
+from quazzar.panel.fleet.authority import Identity
+from quazzar.panel.fleet.events import InstanceDegraded, InstanceOnline
+from quazzar.panel.fleet.health import BAD_APPS, failing, score_of
+from quazzar.panel.fleet.models import FleetInstance
+from quazzar.panel.fleet.retention import keep_partitions
+from quazzar.panel.fleet.rollups import HOUR, began, late_before
+from quazzar.panel.fleet.schemas import CheckOut
+
+log = structlog.get_logger(__name__)
+
+BATCH_SECONDS: Final = 0.25
+PAST: Final = timedelta(hours=24)
+AHEAD: Final = timedelta(minutes=5)
+"""What was measured longer ago, or lies further ahead by this panel's clock, is not taken."""
+MOST_VALUE: Final = 2.0**63
+"""No measurement is larger, and sums of them stay finite."""
+_MOST_ROWS: Final = 5000
+_MOST_KNOWN: Final = 50_000
+_TELL_SECONDS: Final = 60.0
+_RETRY_SECONDS: Final = 0.5
+_WRONG: Final = frozenset({"22", "23"})
+"""Classes of SQLSTATE that tell of what was written, not of the database; trying the same again would not help."""
+
+Row = tuple[str, str, str, datetime | None, list[float | None] | None, float | None]
+"""A `fleet_reading`: tenant, instance, app, when, values, and for a heartbeat how many seconds ago it came."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Line(Protocol):
+    """What ingestion needs to know of an open line."""
+
+    identity: Identity
+    skew_seconds: float
+
+    def end(self, code: int, reason: str) -> None: ...
+
+
+class _Known:
+    """What is remembered of an instance between its messages: which apps it has, and how much it may still send."""
+
+    __slots__ = ("allowance", "app_ids", "bad_apps", "looked_at", "shift", "state_hash")
+
+    def __init__(self, allowance: float) -> None:
+        self.state_hash: str | None = None
+        self.app_ids: frozenset[str] | None = None
+        self.bad_apps: list[dict[str, Any]] = []
+        self.shift = timedelta()
+        self.allowance = allowance
+        self.looked_at = time.monotonic()
+
+    def learn(self, state_hash: str | None, apps: Iterable[Mapping[str, Any]]) -> None:
+        found = list(apps)
+        self.state_hash = state_hash
+        self.app_ids = frozenset(app["id"] for app in found)
+        self.bad_apps = [{"name": app["name"], "status": app["status"]} for app in found if app["status"] in BAD_APPS]
+
+
+class _Beat:
+    """A heartbeat that waits for its batch; `at`, `measured` and `app_rows` are what is kept of it."""
+
+    __slots__ = ("app_rows", "at", "came_at", "done", "line", "measured", "message", "time")
+
+    def __init__(self, line: Line, message: Heartbeat) -> None:
+        self.line = line
+        self.message = message
+        self.came_at = time.monotonic()
+        self.time = _now()
+        self.at: datetime | None = None
+        self.measured: list[float | None] | None = None
+        self.app_rows: list[Row] | None = None
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def instance_id(self) -> str:
+        return self.line.identity.instance_id
+
+    @property
+    def rows(self) -> list[Row]:
+        identity, age = self.line.identity, time.monotonic() - self.came_at
+        own: Row = (identity.tenant_id, identity.instance_id, "", self.at, self.measured, age)
+        return [own, *(self.app_rows or ())]
+
+
+class _Past:
+    """Measurements of the past that wait to be written."""
+
+    __slots__ = ("done", "line", "message")
+
+    def __init__(self, line: Line, message: Samples) -> None:
+        self.line = line
+        self.message = message
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class Ingest:
+    """One per panel process. `healthy_since` is when (`time.monotonic`) the database began to take what came."""
+
+    def __init__(self, database: Database, heartbeat_seconds: float) -> None:
+        self.database = database
+        self.healthy_since = time.monotonic()
+        self.dropped: Counter[str] = Counter()
+        """What was not taken, by reason, since it was told to the log last."""
+        self._each_second = 2 / heartbeat_seconds
+        self._most_points = PAST.total_seconds() * self._each_second
+        self._known: dict[str, _Known] = {}
+        self._beats: dict[str, _Beat] = {}
+        self._pasts: deque[_Past] = deque()
+        self._beat_came = asyncio.Event()
+        self._past_came = asyncio.Event()
+        self._ready_for: date | None = None
+        self._told_at = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        self.healthy_since = time.monotonic()
+        self._tasks = [
+            asyncio.create_task(self._often(self._beat_came, self.write_beats), name="fleet-heartbeats"),
+            asyncio.create_task(self._often(self._past_came, self.write_past), name="fleet-past"),
+        ]
+
+    async def stop(self) -> None:
+        """What has come is written, if the database takes it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(2):
+                await self.write_beats()
+
+    # --- what comes --------------------------------------------------------------------------------------------------
+
+    def greeted(self, line: Line) -> None:
+        """A line was opened: its clock is as its greeting said until a heartbeat tells more."""
+        self._of(line).shift = _shift(line.skew_seconds)
+
+    async def heard(self, line: Line, message: Heartbeat) -> None:
+        """Take a heartbeat in. Returns at once, unless the one before is not written yet: an instance that sends faster
+        than can be written waits, and no other does.
+        """
+        while (before := self._beats.get(line.identity.instance_id)) is not None:
+            await asyncio.wait([before.done])
+        beat = _Beat(line, message)
+        self._beats[beat.instance_id] = beat
+        self._of(line).shift = _shift((message.sent_at - beat.time).total_seconds())
+        self._beat_came.set()
+
+    async def keep(self, line: Line, message: Samples) -> None:
+        """Write measurements of the past; they are durable when this returns. Those that are too old, lie ahead, are no
+        numbers or are more than an instance can have measured are dropped; those that are there already change nothing.
+        """
+        past = _Past(line, message)
+        self._pasts.append(past)
+        self._past_came.set()
+        await past.done
+
+    def _of(self, line: Line) -> _Known:
+        instance_id = line.identity.instance_id
+        known = self._known.get(instance_id)
+        if known is None:
+            if len(self._known) >= _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            known = self._known[instance_id] = _Known(self._most_points)
+        return known
+
+    # --- what is written ---------------------------------------------------------------------------------------------
+
+    async def _often(self, came: asyncio.Event, write: Callable[[], Awaitable[None]]) -> None:
+        failing_since: float | None = None
+        while True:
+            await came.wait()
+            await asyncio.sleep(BATCH_SECONDS)
+            came.clear()
+            try:
+                await write()
+                failing_since = None
+            except Exception as error:  # noqa: BLE001 - what has come stays until the database takes it
+                self.healthy_since = time.monotonic()
+                if failing_since is None:
+                    failing_since = self.healthy_since
+                    log.warning("What instances send can't be written yet", cause=type(error).__name__)
+                came.set()
+                await asyncio.sleep(_RETRY_SECONDS)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.dropped and time.monotonic() - self._told_at > _TELL_SECONDS:
+            log.warning("Some of what instances measured was not taken", **self.dropped)
+            self.dropped.clear()
+            self._told_at = time.monotonic()
+
+    async def write_beats(self) -> None:
+        """Write the heartbeats that wait. Raises what the database raises; they then still wait."""
+        beats = list(self._beats.values())
+        if not beats:
+            return
+        await self._ready()
+        await self._learn_apps(beat.line for beat in beats if beat.message.app_measured)
+        batch: list[_Beat] = []
+        size = 0
+        for beat in beats:
+            self._prepare(beat)
+            batch.append(beat)
+            size += len(beat.app_rows or ()) + 1
+            if size >= _MOST_ROWS or beat is beats[-1]:
+                await self._write_batch(batch)
+                batch, size = [], 0
+
+    async def _write_batch(self, beats: Sequence[_Beat]) -> None:
+        """What can't be written of one instance is found by halves, and nobody else loses anything."""
+        try:
+            await self._write_together(beats)
+        except Exception as error:
+            if not _is_wrong(error):
+                raise
+            if len(beats) > 1:
+                middle = len(beats) // 2
+                await self._write_batch(beats[:middle])
+                await self._write_batch(beats[middle:])
+                return
+            log.warning("A heartbeat can't be kept", instance=beats[0].instance_id, cause=type(error).__name__)
+            beats[0].line.end(CLOSE_MALFORMED, "The message can't be kept")
+        for beat in beats:
+            del self._beats[beat.instance_id]
+            beat.done.set_result(None)
+
+    async def _write_together(self, beats: Sequence[_Beat]) -> None:
+        rows = [row for beat in beats for row in beat.rows]
+        async with self.database.begin() as session:
+            await see_all_tenants(session)
+            found = {row.id: row for row in (await session.execute(_TAKE_IN, {"rows": rows})).all()}
+            await _mark_late(session, rows)
+            await self._compare(session, [beat for beat in beats if beat.instance_id in found], found)
+        for beat in beats:
+            if beat.instance_id not in found:
+                beat.line.end(CLOSE_REVOKED, "The instance was revoked")
+
+    async def write_past(self) -> None:
+        """Write the measurements of the past that wait. Raises what the database raises; they then still wait."""
+        for past in list(self._pasts):
+            await self._ready()
+            await self._learn_apps([past.line])
+            try:
+                await self._write_rows(self._rows_of_past(past))
+            except Exception as error:
+                if not _is_wrong(error):
+                    raise
+                past.line.end(CLOSE_MALFORMED, "The message can't be kept")
+            self._pasts.popleft()
+            if not past.done.done():
+                past.done.set_result(None)
+
+    async def _write_rows(self, rows: Sequence[Row]) -> None:
+        for begin in range(0, len(rows), _MOST_ROWS):
+            part = rows[begin : begin + _MOST_ROWS]
+            async with self.database.begin() as session:
+                await see_all_tenants(session)
+                await session.execute(_TAKE_IN, {"rows": part})
+                await _mark_late(session, part)
+
+    async def _ready(self) -> None:
+        """There are partitions for what comes, once a day looked after here too: nothing waits for a schedule."""
+        now = _now()
+        if self._ready_for != now.date():
+            async with self.database.begin() as session:
+                await keep_partitions(session, now)
+            self._ready_for = now.date()
+
+    # --- from messages to rows ---------------------------------------------------------------------------------------
+
+    async def _learn_apps(self, lines: Iterable[Line]) -> None:
+        """Which apps these instances have, where that is not known or another process has been told since."""
+        missing = [line.identity.instance_id for line in lines if self._of(line).app_ids is None]
+        if not missing:
+            return
+        async with self.database.begin() as session:
+            await see_all_tenants(session)
+            for row in await session.execute(_APPS, {"ids": missing}):
+                self._known[row.id].learn(row.state_hash, row.apps)
+
+    def _prepare(self, beat: _Beat) -> None:
+        """Find out, once, what of a heartbeat is kept."""
+        if beat.app_rows is not None:
+            return
+        message, known = beat.message, self._of(beat.line)
+        if message.state is not None:
+            known.learn(message.state_hash, _apps_of(message.state))
+        beat.measured = self._clean(message.measured or (), len(HOST_METRICS))
+        beat.app_rows = []
+        if beat.measured is not None or message.app_measured:
+            beat.at = self._taken_at(known, message.sent_at - known.shift, beat.time)
+        if beat.at is not None:
+            beat.app_rows = self._rows_of_apps(beat.line.identity, known, beat.at, message.app_measured)
+
+    def _rows_of_past(self, past: _Past) -> list[Row]:
+        identity = past.line.identity
+        known, now = self._of(past.line), _now()
+        rows: list[Row] = []
+        for point in past.message.points:
+            at = self._taken_at(known, point.at - known.shift, now)
+            if at is None:
+                continue
+            values = self._clean(point.measured, len(HOST_METRICS))
+            if values is not None:
+                rows.append((identity.tenant_id, identity.instance_id, "", at, values, None))
+            rows += self._rows_of_apps(identity, known, at, point.apps)
+        return rows
+
+    def _rows_of_apps(
+        self, identity: Identity, known: _Known, at: datetime, apps: Mapping[str, Sequence[float | None]]
+    ) -> list[Row]:
+        rows: list[Row] = []
+        for app_id, measured in apps.items():
+            if app_id not in (known.app_ids or ()):
+                self.dropped["unknown_app"] += 1
+            elif (values := self._clean(measured, len(APP_METRICS))) is not None:
+                rows.append((identity.tenant_id, identity.instance_id, app_id, at, values, None))
+        return rows
+
+    def _taken_at(self, known: _Known, at: datetime, now: datetime) -> datetime | None:
+        """The moment, if it lies within what is taken and the instance has not sent more than it can have measured."""
+        if not now - PAST <= at <= now + AHEAD:
+            self.dropped["outside_of_24_hours" if at < now else "in_the_future"] += 1
+            return None
+        passed, known.looked_at = time.monotonic() - known.looked_at, time.monotonic()
+        known.allowance = min(self._most_points, known.allowance + passed * self._each_second)
+        if known.allowance < 1:
+            self.dropped["too_many"] += 1
+            return None
+        known.allowance -= 1
+        return at
+
+    def _clean(self, values: Sequence[float | None], most: int) -> list[float | None] | None:
+        """The values that this release knows, without what is no number; None when nothing is left."""
+        kept = [value if value is not None and -MOST_VALUE <= value <= MOST_VALUE else None for value in values[:most]]
+        missing = kept.count(None)
+        if missing and (odd := missing - values[:most].count(None)):
+            self.dropped["not_a_number"] += odd
+        return kept if missing < len(kept) else None
+
+    # --- what has changed --------------------------------------------------------------------------------------------
+
+    async def _compare(self, session: AsyncSession, beats: Sequence[_Beat], found: Mapping[str, Any]) -> None:
+        """Write what heartbeats show to be other than before, and announce it."""
+        now = _now()
+        # Another process may have been told more than this one remembers.
+        told = [beat for beat in beats if beat.message.state is None]
+        unknown = [
+            one.instance_id for one in told if self._of(one.line).state_hash != found[one.instance_id].state_hash
+        ]
+        for row in await session.execute(_APPS, {"ids": unknown}) if unknown else ():
+            self._known[row.id].learn(row.state_hash, row.apps)
+        changed = []
+        for beat in beats:
+            before = found[beat.instance_id]
+            if beat.message.state is not None and beat.message.state_hash != before.state_hash:
+                await _describe(session, beat.line.identity, beat.message)
+            checks = failing(
+                measures(beat.measured),
+                self._of(beat.line).bad_apps,
+                skew_seconds=beat.line.skew_seconds,
+                certificate_expires_at=before.certificate_expires_at,
+                now=now,
+            )
+            standing = _Standing(beat.line.identity, before, checks)
+            if standing.differs:
+                changed.append(standing)
+        if changed:
+            await _stand(session, changed)
+
+
+class _Standing:
+    """How an instance stands by its newest heartbeat, against what is written of it."""
+
+    def __init__(self, identity: Identity, before: Any, checks: Sequence[CheckOut]) -> None:
+        self.identity = identity
+        self.before = before
+        self.checks = msgspec.to_builtins(checks)
+        self.score = score_of(checks)
+        self.status = "degraded" if checks else "online"
+        self.reason = "; ".join(check.reason for check in checks) or None
+
+    @property
+    def differs(self) -> bool:
+        before = (self.before.status, self.before.status_reason, self.before.checks)
+        return before != (self.status, self.reason, self.checks)
+
+
+# One statement for all: presence of those that are heard, which is also what tells how they stand, and samples of
+# those that are members. What came twice changes nothing.
+_TAKE_IN = text(
+    """
+    WITH given AS MATERIALIZED (
+        SELECT * FROM unnest(CAST(:rows AS fleet_reading[])) AS reading
+    ), heard AS (
+        SELECT tenant_id, instance_id, measured,
+            clock_timestamp() - make_interval(secs => age_seconds) AS came_at
+        FROM given WHERE age_seconds IS NOT NULL
+    ), present AS (
+        UPDATE fleet_presence AS p SET
+            last_seen_at = heard.came_at,
+            measured = coalesce(heard.measured, p.measured),
+            measured_at = CASE WHEN heard.measured IS NULL THEN p.measured_at ELSE heard.came_at END
+        FROM heard JOIN fleet_instances AS i ON i.id = heard.instance_id AND i.tenant_id = heard.tenant_id
+        WHERE p.instance_id = heard.instance_id AND p.tenant_id = heard.tenant_id AND i.status <> 'revoked'
+        RETURNING i.id, i.name, i.status, i.status_reason, i.state_hash, i.checks, i.certificate_expires_at
+    ), kept AS (
+        INSERT INTO fleet_samples (tenant_id, instance_id, app_id, at, measured)
+        SELECT given.tenant_id, given.instance_id, given.app_id, given.at, given.measured
+        FROM given JOIN fleet_instances AS i ON i.id = given.instance_id AND i.tenant_id = given.tenant_id
+        WHERE given.at IS NOT NULL AND given.measured IS NOT NULL AND i.status <> 'revoked'
+        ON CONFLICT DO NOTHING
+    )
+    SELECT * FROM present
+    """
+)
+_APPS = text("SELECT id, state_hash, apps FROM fleet_instances WHERE id = ANY(CAST(:ids AS text[]))")
+_MARK = text(
+    """
+    INSERT INTO fleet_late (tenant_id, instance_id, at)
+    SELECT i.tenant_id, i.id, mark.at
+    FROM unnest(CAST(:instances AS text[]), CAST(:hours AS timestamptz[])) AS mark (instance_id, at)
+    JOIN fleet_instances AS i ON i.id = mark.instance_id
+    ON CONFLICT DO NOTHING
+    """
+)
+_STAND = text(
+    """
+    UPDATE fleet_instances AS i SET
+        status = now.status,
+        status_since = CASE WHEN i.status = now.status THEN i.status_since ELSE clock_timestamp() END,
+        status_reason = now.reason, health_score = now.score, checks = CAST(now.checks AS jsonb),
+        updated_at = clock_timestamp()
+    FROM unnest(CAST(:tenants AS text[]), CAST(:ids AS text[]), CAST(:before AS text[]), CAST(:statuses AS text[]),
+        CAST(:reasons AS text[]), CAST(:scores AS integer[]), CAST(:checks AS text[]))
+        AS now (tenant_id, id, before, status, reason, score, checks)
+    WHERE i.id = now.id AND i.tenant_id = now.tenant_id AND i.status = now.before
+    RETURNING i.id
+    """
+)
+
+
+async def _mark_late(session: AsyncSession, rows: Sequence[Row]) -> None:
+    """Samples of what may be summed up already leave a mark, by which that is done again."""
+    before = late_before(_now())
+    late = sorted({(instance_id, began(at, HOUR)) for _, instance_id, _, at, _, _ in rows if at and at < before})
+    if late:
+        await session.execute(_MARK, {"instances": [one for one, _ in late], "hours": [at for _, at in late]})
+
+
+async def _describe(session: AsyncSession, identity: Identity, message: Heartbeat) -> None:
+    """Write down what an instance says of itself."""
+    state = message.state
+    assert state is not None
+    names = ("version", "hostname", "os", "arch", "cpu_cores", "memory_bytes", "disk_bytes", "url")
+    facts = {name: getattr(state.facts, name) for name in names}
+    await session.execute(
+        update(FleetInstance)
+        .where(
+            FleetInstance.tenant_id == identity.tenant_id,
+            FleetInstance.id == identity.instance_id,
+            FleetInstance.status != "revoked",
+        )
+        .values(
+            **facts,
+            apps=_apps_of(state),
+            backup_at=state.backup_at,
+            state_hash=message.state_hash,
+            updated_at=func.clock_timestamp(),
+        )
+    )
+
+
+async def _stand(session: AsyncSession, changed: Sequence[_Standing]) -> None:
+    """Where another process or a revocation came in between, the next heartbeat is compared with that."""
+    values = {
+        "tenants": [one.identity.tenant_id for one in changed],
+        "ids": [one.identity.instance_id for one in changed],
+        "before": [one.before.status for one in changed],
+        "statuses": [one.status for one in changed],
+        "reasons": [one.reason for one in changed],
+        "scores": [one.score for one in changed],
+        "checks": [msgspec.json.encode(one.checks).decode() for one in changed],
+    }
+    written = set((await session.execute(_STAND, values)).scalars())
+    for one in changed:
+        if one.identity.instance_id in written and one.status != one.before.status:
+            _announce(session, one)
+
+
+def _announce(session: AsyncSession, standing: _Standing) -> None:
+    instance_id, name = standing.identity.instance_id, standing.before.name
+    event: InstanceOnline | InstanceDegraded
+    if standing.status == "degraded":
+        event = InstanceDegraded(instance_id=instance_id, name=name, reason=standing.reason or "")
+    else:
+        event = InstanceOnline(instance_id=instance_id, name=name)
+    publish(session, event, subject=instance_id, realm="panel", tenant_id=standing.identity.tenant_id)
+
+
+def _apps_of(state: State) -> list[dict[str, Any]]:
+    apps: list[AppFacts] = state.apps
+    return msgspec.to_builtins(apps)  # type: ignore[no-any-return]
+
+
+def _shift(skew_seconds: float) -> timedelta:
+    """By how much the times that an instance tells are moved: whole minutes, so that what it sends again after a cut
+    is known to be the same, although it took a little longer.
+    """
+    return timedelta(minutes=math.trunc(skew_seconds / 60)) if abs(skew_seconds) < 10**9 else timedelta()
+
+
+def _is_wrong(error: Exception) -> bool:
+    """Whether an error is about what was written, and not about the database."""
+    origin = error.orig if isinstance(error, StatementError) else error
+    cause = getattr(origin, "__cause__", None) or origin
+    if isinstance(cause, asyncpg.PostgresError):
+        return str(cause.sqlstate)[:2] in _WRONG
+    return isinstance(cause, ValueError | TypeError | OverflowError)
