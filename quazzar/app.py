@@ -61,9 +61,12 @@ from quazzar.instance.apps.usage import Usage
 from quazzar.instance.apps.work import RUNTIME
 from quazzar.instance.auth.routes import handlers as instance_account_handlers
 from quazzar.instance.auth.service import ensure_setup_token
+from quazzar.instance.enrolment.joining import Joining
 from quazzar.instance.enrolment.line import Line
 from quazzar.instance.enrolment.routes import handlers as panel_link_handlers
 from quazzar.instance.enrolment.service import PanelLinkService, dial, is_linked_or_left
+from quazzar.instance.impersonation.guests import PanelGuests
+from quazzar.instance.impersonation.routes import handlers as impersonation_handlers
 from quazzar.instance.orders.jobs import TELL_STATE
 from quazzar.instance.registries.routes import RegistryController
 from quazzar.instance.system.jobs import DATA_DIR
@@ -119,6 +122,7 @@ def instance_router(prefix: str = "") -> Router:
             *reference_handlers,
             *instance_account_handlers,
             *panel_link_handlers,
+            *impersonation_handlers,
             TemplateController,
             AppController,
             ExecController,
@@ -140,6 +144,7 @@ def panel_router(prefix: str = "") -> Router:
     from quazzar.panel.alerts.routes import handlers as alert_handlers  # noqa: PLC0415
     from quazzar.panel.commands.routes import handlers as command_handlers  # noqa: PLC0415
     from quazzar.panel.fleet.routes import handlers as fleet_handlers  # noqa: PLC0415
+    from quazzar.panel.impersonations.routes import handlers as panel_impersonation_handlers  # noqa: PLC0415
     from quazzar.panel.keys.routes import handlers as key_handlers  # noqa: PLC0415
     from quazzar.panel.members.routes import handlers as member_handlers  # noqa: PLC0415
     from quazzar.panel.roles.routes import handlers as role_handlers  # noqa: PLC0415
@@ -157,6 +162,7 @@ def panel_router(prefix: str = "") -> Router:
             *role_handlers,
             *key_handlers,
             *fleet_handlers,
+            *panel_impersonation_handlers,
             *command_handlers,
             *alert_handlers,
             *channel_handlers,
@@ -207,7 +213,9 @@ class Application:
         database.session_info["keyring"] = keyring
         modes = realms_of(settings.server.mode)
         self.limiter = limiter_for(settings.rate_limit.storage.reveal(), postgres=database.small_pool)
-        self.accounts = Accounts(settings, keyring, database, self.limiter, tenancy=PanelTenancy())
+        self.accounts = Accounts(
+            settings, keyring, database, self.limiter, tenancy=PanelTenancy(), guests=PanelGuests()
+        )
         resources = Resources()
         resources[KEYRING] = keyring
         resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
@@ -253,12 +261,18 @@ class Application:
             self.commands = self.fleet.hub.work = delivery.Delivery(self.fleet)
             self.agents = listener.agent_app(self.fleet, self.limiter)
             watch = [Watch(database, settings, self.fleet.panel_url)]
-        self.panel_line = Line(database, settings.server.data_dir, keyring, usage) if "instance" in modes else None
-        if self.panel_line is not None:
-            resources[TELL_STATE] = self.panel_line.tell_state
-        self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
         hub = self.fleet.hub if self.fleet is not None else None
-        on_line: list[_Part] = [part for part in (self.commands, hub, self.panel_line) if part is not None]
+        self.panel_line: Line | None = None
+        joining: Joining | None = None
+        if "instance" in modes:
+            # With both halves in one process, people find both at the same place.
+            url = settings.server.public_url or (self.fleet.panel_url() if self.fleet is not None else None)
+            self.panel_line = Line(database, settings.server.data_dir, keyring, usage, url=url)
+            resources[TELL_STATE] = self.panel_line.tell_state
+            if (token := settings.panel.token) is not None:
+                joining = Joining(self.panel_line, self.accounts.authenticator, token.reveal())
+        on_line: list[_Part] = [part for part in (self.commands, hub, self.panel_line, joining) if part is not None]
+        self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
         # In the order of their start; they end in the opposite one.
         self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine, *watch]
         self.litestar = Litestar(
@@ -323,9 +337,10 @@ class Application:
 
     async def link_halves(self) -> None:
         """With both halves in one process: once somebody has registered on the panel, its instance joins their tenant,
-        by a token and over TLS as any other server. One that was linked before is left alone.
+        by a token and over TLS as any other server. One that was linked before is left alone, and one that is to join
+        another panel by `panel.token`.
         """
-        if self.fleet is None or self.panel_line is None:
+        if self.fleet is None or self.panel_line is None or self.settings.panel.token is not None:
             return
         while True:
             try:
@@ -351,7 +366,7 @@ class Application:
             made = await FleetService(session, me).create_token(TokenCreate(name="This server"), address)
         joined = await dial(line, made.token)
         async with self.database.begin() as session:
-            await PanelLinkService(session, line).create(joined)
+            await PanelLinkService(session, line, self.accounts.authenticator).create(joined)
         return True
 
     def drain(self) -> None:

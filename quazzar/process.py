@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import msgspec
 
-from quazzar.core.crypto import KeyProblem, Keyring, load_keyring
+from quazzar.core.crypto import KeyProblem, Keyring, SealBroken, load_keyring
 from quazzar.core.db import APP_ROLE, Database
 from quazzar.core.logs import get_logger
 from quazzar.core.migrations import MigrationProblem, schema_state, upgrade
@@ -272,13 +272,20 @@ class _Agents:
 
 async def _agent_listener(app: "Application", settings: Settings, edge: "ServerConfig") -> _Agents | None:
     """Where instances dial. With both halves in one process it may be done without: a port that is in use is told, and
-    the rest serves.
+    the rest serves. A master key that can't open the CA's is found out here, before anybody is served. Raises
+    `StartProblem`.
     """
     from quazzar.core.server import CannotListen, Server  # noqa: PLC0415 - loaded by now
 
     assert app.fleet is not None
     assert app.agents is not None
-    tls = await app.agent_tls()
+    try:
+        tls = await app.agent_tls()
+    except SealBroken as error:
+        raise StartProblem(
+            "The master key is not the one that this database was written with; "
+            "put the old secret.key back, or give this process the auth.secret_key of the others"
+        ) from error
     config = msgspec.structs.replace(edge, tls=tls, lifespan=False, max_connections=max(edge.max_connections, 10_000))
     try:
         server = Server(app.agents, settings.agent.host, settings.agent.port, config=config, signals=False)

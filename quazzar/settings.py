@@ -51,6 +51,14 @@ def _host_names(value: tuple[str, ...]) -> str | None:
     return "must be host names or addresses without scheme, port or path"
 
 
+def _addresses(value: tuple[str, ...]) -> str | None:
+    for item in value:
+        parts = _split(f"//{item}")
+        if parts is None or parts.port is None or parts.netloc != item or _host(parts.hostname or "") is not None:
+            return "must be addresses with their ports, such as panel.example.com:8443"
+    return None if len(value) <= 32 else "must be at most 32 addresses"
+
+
 def _web_url(value: str) -> str | None:
     parts = _split(value)
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -106,6 +114,10 @@ def _docker_host(value: str) -> str | None:
     if parts is not None and parts.scheme in {"tcp", "http", "https"} and parts.hostname:
         return None
     return "must be the path of a socket, unix:///… or tcp://…"
+
+
+def _registration_token(value: Secret) -> str | None:
+    return None if re.fullmatch(r"qze_[A-Za-z0-9_-]+", value.reveal()) else "must be a token that begins with qze_"
 
 
 def _retry_schedule(value: tuple[float, ...]) -> str | None:
@@ -322,9 +334,28 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
             extra=_as(_host, shown="host of `server.public_url`, else `agent.host`"),
         ),
     ] = None
+    public_addresses: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Addresses with ports of all listeners of a panel of several processes; instances are told them"
+            " and take another one where one does not answer.",
+            extra=_as(_addresses),
+        ),
+    ] = ()
     heartbeat_seconds: Annotated[
         int, Meta(description="Seconds between two signs of life of an instance.", ge=1, le=3600)
     ] = 30
+
+
+class Panel(msgspec.Struct, frozen=True, kw_only=True):
+    token: Annotated[
+        Secret | None,
+        Meta(
+            description="Registration token of the panel that this server joins at its start, unless it has joined or"
+            " left one before.",
+            extra=_as(_registration_token),
+        ),
+    ] = None
 
 
 class Smtp(msgspec.Struct, frozen=True, kw_only=True):
@@ -372,6 +403,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     webhooks: Webhooks = field(default_factory=Webhooks)
     backups: Backups = field(default_factory=Backups)
     agent: Agent = field(default_factory=Agent)
+    panel: Panel = field(default_factory=Panel)
     smtp: Smtp = field(default_factory=Smtp)
     metrics: Metrics = field(default_factory=Metrics)
     log: Log = field(default_factory=Log)
@@ -675,7 +707,8 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     config_path: Path | None = None,
 ) -> Settings:
-    """The settings of this process; `flags` maps keys (`server.port`) to what the command line gave.
+    """The settings of this process; `flags` maps keys (`server.port`, for a secret `panel.token_file`) to what the
+    command line gave.
 
     One file is read: `config_path`, else the one `QUAZZAR_CONFIG` names, else `/etc/quazzar/quazzar.toml`, else
     `quazzar.toml` in the data folder. Raises `SettingsError` with all problems at once.
@@ -694,7 +727,12 @@ def load_settings(
         reader.read_file(config)
     reader.read_environment(environ)
     for key, value in given.items():
-        reader.take(CATALOGUE[key], value, "--" + key.partition(".")[2].replace("_", "-"))
+        if key in CATALOGUE:
+            reader.take(CATALOGUE[key], value, "--" + key.partition(".")[2].replace("_", "-"))
+        else:
+            # A secret is never a flag, but the file that it is in may be one.
+            flag = "--" + key.replace(".", "-").replace("_", "-")
+            reader.take_secret_file(CATALOGUE[key.removesuffix("_file")], value, flag)
     return reader.finish()
 
 

@@ -10,6 +10,7 @@ import quazzar.core.records
 import quazzar.instance.apps.models
 import quazzar.instance.auth.models
 import quazzar.instance.enrolment.models
+import quazzar.instance.impersonation.models
 import quazzar.instance.orders.models
 import quazzar.instance.registries.models
 import quazzar.instance.template_sources.models
@@ -19,5 +20,6 @@ import quazzar.panel.alerts.models
 import quazzar.panel.commands.models
 import quazzar.panel.fleet.metrics_models
 import quazzar.panel.fleet.models
+import quazzar.panel.impersonations.models
 import quazzar.panel.tenants.models
 import quazzar.webhooks.models

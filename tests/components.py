@@ -45,6 +45,7 @@ COMPONENTS = {
     ),
     "docker-registry": Component(("docker-registry",), "docker-registry"),
     "redis": Component(("redis-server",), "redis-server"),
+    "caddy": Component(("caddy",), "caddy"),
 }
 
 # `QUAZZAR_COMPONENT_PATH` comes first: a folder with another version of a component than the system's.

@@ -34,6 +34,8 @@ PUBLIC = {
         "GET /api/docs",
         "GET /api/docs/assets/{name}",
         "GET /api/auth/cp-status",
+        # The one place where a token in a URL counts: it is the proof, and opens a session once.
+        "GET /api/cp/session",
         "POST /api/auth/setup",
         "POST /api/auth/login",
         "POST /api/auth/refresh",

@@ -1,6 +1,8 @@
 """What is shipped for servers: can it be read, and does it fit the rest."""
 
 import configparser
+import ipaddress
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 from quazzar.settings import CATALOGUE
+from tests import components
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -102,7 +105,10 @@ def environment_names(text: str) -> set[str]:
     return set(re.findall(r"\bQUAZZAR_[A-Z_]+", text))
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "quazzar-instance.service", "quazzar-panel.service"])
+@pytest.mark.parametrize(
+    "name",
+    ["Dockerfile", "compose.yaml", "compose.panel.yaml", "quazzar-instance.service", "quazzar-panel.service"],
+)
 def test_only_settings_that_exist_are_set(name: str) -> None:
     known = {setting.variable for setting in CATALOGUE.values()}
     secrets = {f"{setting.variable}_FILE" for setting in CATALOGUE.values() if setting.secret}
@@ -150,6 +156,21 @@ class TestImage:
         assert 'ENTRYPOINT ["python", "-m", "quazzar"]' in self.LINES
 
 
+def undeclared(file: dict[str, Any]) -> list[str]:
+    """What services of a compose file name and the file does not have."""
+    missing = []
+    for service in file["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            there = (DEPLOY / source).exists() if source.startswith((".", "/")) else source in file["volumes"]
+            missing += [] if there or source.startswith("/") else [source]
+        named = [secret if isinstance(secret, str) else secret["source"] for secret in service.get("secrets", [])]
+        missing += [secret for secret in named if secret not in file["secrets"]]
+        missing += [other for other in service.get("depends_on", ()) if other not in file["services"]]
+        missing += [network for network in service.get("networks", ()) if network not in file["networks"]]
+    return missing
+
+
 class TestCompose:
     FILE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
@@ -163,14 +184,7 @@ class TestCompose:
             assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
 
     def test_everything_that_is_named_is_declared(self) -> None:
-        for service in self.FILE["services"].values():
-            for volume in service.get("volumes", []):
-                source = volume.split(":")[0]
-                assert source.startswith("/") or source in self.FILE["volumes"]
-            for secret in service.get("secrets", []):
-                assert (secret if isinstance(secret, str) else secret["source"]) in self.FILE["secrets"]
-            for other in service.get("depends_on", {}):
-                assert other in self.FILE["services"]
+        assert undeclared(self.FILE) == []
 
     def test_the_apis_are_published_on_loopback_only(self) -> None:
         published = [port for service in self.FILE["services"].values() for port in service.get("ports", [])]
@@ -179,3 +193,86 @@ class TestCompose:
     @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not here")
     def test_compose_understands_it(self) -> None:
         assert run("docker-compose", "-f", DEPLOY / "compose.yaml", "config", "--quiet").stderr == ""
+
+
+class TestPanelCompose:
+    """Three processes of one panel; that they work together is tested in tests/product/test_panel_cluster.py."""
+
+    TEXT = (DEPLOY / "compose.panel.yaml").read_text()
+    FILE: dict[str, Any] = yaml.safe_load(TEXT)
+    PANELS = ("panel-1", "panel-2", "panel-3")
+
+    def test_services_are_ours_and_hardened(self) -> None:
+        services = self.FILE["services"]
+        assert set(services) == {*self.PANELS, "migrate", "caddy", "postgres", "redis"}
+        for name in (*self.PANELS, "migrate"):
+            service = services[name]
+            assert service["read_only"] is True
+            assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        for name in set(services) - {"postgres"}:
+            assert services[name]["cap_drop"] == ["ALL"], name
+            assert "no-new-privileges:true" in services[name]["security_opt"], name
+
+    def test_everything_that_is_named_is_declared(self) -> None:
+        assert undeclared(self.FILE) == []
+
+    def test_the_processes_differ_in_what_instances_dial_and_in_nothing_else(self) -> None:
+        addresses = None
+        for name in self.PANELS:
+            service = self.FILE["services"][name]
+            environment = dict(service["environment"])
+            port = environment.pop("QUAZZAR_AGENT_PORT")
+            # Published as it is: registration tokens name the port that the process itself listens on.
+            assert service["ports"] == [f"{port}:{port}"]
+            told = environment["QUAZZAR_AGENT_PUBLIC_ADDRESSES"].split(",")
+            assert f"${{PANEL_DOMAIN}}:{port}" in told
+            assert addresses in (None, told)
+            addresses = told
+            # Its name is what Caddy asks for its health by, and so a name that it has to answer to.
+            assert service["hostname"] == name
+            rest = {key: value for key, value in service.items() if key not in ("environment", "ports", "hostname")}
+            first = self.FILE["services"]["panel-1"]
+            assert rest == {key: first[key] for key in rest}
+        assert len(set(addresses or ())) == len(self.PANELS)
+
+    def test_what_the_processes_share(self) -> None:
+        environment = self.FILE["services"]["panel-1"]["environment"]
+        assert environment["QUAZZAR_RATE_LIMIT_STORAGE"].startswith("redis://redis:")
+        assert {secret["source"] for secret in self.FILE["services"]["panel-1"]["secrets"]} == {
+            "database_url",
+            "secret_key",
+        }
+        for variable in ("QUAZZAR_DATABASE_URL_FILE", "QUAZZAR_AUTH_SECRET_KEY_FILE"):
+            assert environment[variable].removeprefix("/run/secrets/") in self.FILE["secrets"]
+
+    def test_forwarded_addresses_are_believed_of_caddy_alone(self) -> None:
+        caddy = self.FILE["services"]["caddy"]
+        address = caddy["networks"]["inside"]["ipv4_address"]
+        assert self.FILE["services"]["panel-1"]["environment"]["QUAZZAR_SERVER_TRUSTED_PROXIES"] == address
+        (network,) = self.FILE["networks"]["inside"]["ipam"]["config"]
+        assert ipaddress.ip_address(address) in ipaddress.ip_network(network["subnet"])
+        assert caddy["environment"]["PANEL_UPSTREAMS"].split() == [f"{name}:8080" for name in self.PANELS]
+
+    def test_what_is_published(self) -> None:
+        published = [port for service in self.FILE["services"].values() for port in service.get("ports", [])]
+        assert sorted(published) == ["443:443", "80:80", "8443:8443", "8444:8444", "8445:8445"]
+
+    @pytest.mark.component("caddy")
+    def test_caddy_understands_its_file(self) -> None:
+        components.require("caddy")
+        caddy = components.program("caddy")
+        site = {"PANEL_SITE": "panel.example.com", "PANEL_UPSTREAMS": "panel-1:8080 panel-2:8080 panel-3:8080"}
+        file = DEPLOY / "panel.Caddyfile"
+        command = [caddy, "validate", "--adapter", "caddyfile", "--config", str(file)]
+        done = subprocess.run(command, env=os.environ | site, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "not formatted" not in done.stderr
+        assert set(re.findall(r"\{\$(\w+)\}", file.read_text())) == set(site)
+        assert set(self.FILE["services"]["caddy"]["environment"]) == set(site)
+
+    @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not here")
+    def test_compose_understands_it(self) -> None:
+        command = ["docker-compose", "-f", str(DEPLOY / "compose.panel.yaml"), "config", "--quiet"]
+        environment = os.environ | {"PANEL_DOMAIN": "panel.example.com"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        assert done.stderr == ""

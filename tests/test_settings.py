@@ -109,6 +109,8 @@ def test_every_setting_can_be_given_in_each_way(tmp_path: Path) -> None:
         "smtp.from": ["Quazzar ", "quazzar@example.com>"][1].rstrip(">"),
         "metrics.port": "9100",
         "log.format": "json",
+        "agent.public_addresses": "a.example.com:8443,10.0.0.1:8444,[::1]:8445",
+        "panel.token": "qze_abc",
     }
     environ = {CATALOGUE[key].variable: value for key, value in values.items()}
     by_environment = load_settings({}, environ)
@@ -206,6 +208,12 @@ def test_all_problems_are_told_at_once_with_a_hint_and_without_a_value(tmp_path:
         ("webhooks.retry_schedule", "-1"),
         ("backups.local_roots", "relative"),
         ("agent.heartbeat_seconds", "0"),
+        ("agent.public_addresses", "panel.example.com"),
+        ("agent.public_addresses", "https://panel.example.com:8443"),
+        ("agent.public_addresses", "panel.example.com:8443/x"),
+        ("agent.public_addresses", "panel.example.com:port"),
+        ("agent.public_addresses", ",".join(f"10.0.0.{n}:8443" for n in range(33))),
+        ("panel.token", "canary"),
         ("smtp.from", "nobody"),
         ("smtp.from", "a@example.com, b@example.com"),
         ("smtp.from", "Quazzar <a@example.com"),
@@ -237,6 +245,19 @@ class TestSecretFiles:
         assert load_settings({}, {"QUAZZAR_SMTP_PASSWORD_FILE": str(path)}).smtp.password == Secret("canary")
         config = write(tmp_path / "q.toml", f'[smtp]\npassword_file = "{path}"', 0o644)
         assert load_settings({}, {}, config).smtp.password == Secret("canary")
+
+    def test_a_flag_names_the_file_and_not_the_secret(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "token", "qze_canary\n")
+        assert load_settings({"panel.token_file": str(path)}, {}).panel.token == Secret("qze_canary")
+        assert load_settings({"panel.token_file": None}, {}).panel.token is None
+        environ = {"QUAZZAR_PANEL_TOKEN": "qze_other"}
+        assert load_settings({"panel.token_file": str(path)}, environ).panel.token == Secret("qze_canary")
+        with pytest.raises(SettingsError) as caught:
+            load_settings({"panel.token_file": str(write(tmp_path / "wrong", "canary"))}, {})
+        assert str(caught.value) == "panel.token (--panel-token-file) must be a token that begins with qze_"
+        path.chmod(0o644)
+        with pytest.raises(SettingsError, match="is in a file that others can read"):
+            load_settings({"panel.token_file": str(path)}, {})
 
     def test_only_a_secret_may_be(self, tmp_path: Path) -> None:
         assert problems(QUAZZAR_SERVER_PORT_FILE="/x")[0].startswith("QUAZZAR_SERVER_PORT_FILE (environment) is not a")

@@ -15,12 +15,14 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts import store
+from quazzar.accounts.guests import Guests
 from quazzar.accounts.roles import effective, scopes_of
 from quazzar.accounts.schemas import MeOut
 from quazzar.accounts.store import KeyHolder, Person
 from quazzar.accounts.tenancy import Tenancy
-from quazzar.core.addresses import parse_address
+from quazzar.core.addresses import parse_address, rate_key
 from quazzar.core.auth import Principal, Realm
+from quazzar.core.cookies import MARK
 from quazzar.core.db import Database, Listener, after_commit, notify, set_scope
 from quazzar.core.errors import Unauthorized
 from quazzar.core.tokens import API_KEY_PREFIX, INSTANCE_ACCESS, PANEL_ACCESS, Tokens, api_key_digest
@@ -57,11 +59,18 @@ class AccountAuthenticator:
     """
 
     def __init__(
-        self, database: Database, tokens: Tokens, *, tenancy: Tenancy | None = None, capacity: int = 32_768
+        self,
+        database: Database,
+        tokens: Tokens,
+        *,
+        tenancy: Tenancy | None = None,
+        guests: Guests | None = None,
+        capacity: int = 32_768,
     ) -> None:
         self._database = database
         self._tokens = tokens
         self._tenancy = tenancy
+        self._guests = guests
         self._capacity = capacity
         self._salt = secrets.token_bytes(32)
         self._entries: dict[Realm, dict[bytes, _Entry]] = {"instance": {}, "panel": {}}
@@ -110,12 +119,8 @@ class AccountAuthenticator:
 
     async def resolve(self, realm: Realm, authorization: bytes, address: str) -> Principal:
         """See `Authenticator`. Errors of the database pass through as they are."""
-        token = _bearer(authorization)
         epoch = self._epoch
-        if token.startswith(b"qz"):
-            entry = await self._load_key(realm, token, address)
-        else:
-            entry = await self._load_session(realm, token)
+        entry = await self._load(realm, authorization, address)
         now = time.time()
         self._note_use(entry.principal, now, address)
         if self._epoch == epoch and self._listener.connected and entry.expires > now:
@@ -123,10 +128,21 @@ class AccountAuthenticator:
             self._remember(realm, self._digest(authorization), entry)
         return entry.principal
 
+    async def _load(self, realm: Realm, authorization: bytes, address: str) -> _Entry:
+        if authorization.startswith(MARK) and realm == "instance":
+            return await self._load_guest(authorization.removeprefix(MARK), address)
+        token = _bearer(authorization)
+        if token.startswith(b"qz"):
+            return await self._load_key(realm, token, address)
+        return await self._load_session(realm, token)
+
     async def still_stands(self, principal: Principal) -> Principal | None:
         """Who holds the session of `principal` now, whatever became of its access token; None once it has ended."""
         if principal.session_id is None:
             return None
+        if principal.panel_user is not None:
+            guest = await self._guests.by_id(self._database, principal.session_id) if self._guests is not None else None
+            return None if guest is None else guest.principal
         if principal.realm == "panel":
             return await self._load_member(principal.user_id, principal.session_id, principal.tenant_id)
         return await self._load_holder(principal.user_id, principal.session_id)
@@ -220,6 +236,18 @@ class AccountAuthenticator:
             profile=msgspec.structs.replace(standing.profile, permissions=sorted(scopes)),
         )
         return principal, None if key.allowed_ips is None else parse_networks(key.allowed_ips)
+
+    async def _load_guest(self, token: bytes, address: str) -> _Entry:
+        guest = await self._guests.by_token(self._database, token) if self._guests is not None else None
+        if guest is None:
+            raise Unauthorized("The session has ended")
+        # A host's other ports get its cookies too, so whatever serves there could hand one on: it opens nothing from
+        # another place than the one where it was given out.
+        known = parse_address(guest.address) is not None
+        networks = parse_networks([rate_key(guest.address)]) if known else None
+        if networks is not None and not _within(address, networks):
+            raise Unauthorized("The session has ended")
+        return _Entry(guest.principal, guest.expires_at.timestamp(), 0, networks)
 
     # --- remembering and forgetting ---
 

@@ -45,6 +45,18 @@ class CodeWrong(Forbidden):
     message = "The code is wrong or was used already"
 
 
+class TotpNeeded(Forbidden):
+    """What is asked for is only for accounts with a second factor."""
+
+    code = "totp_setup_required"
+    message = "This needs a second factor; turn it on first"
+
+
+class CodeNeeded(Forbidden):
+    code = "totp_required"
+    message = "This needs a fresh code of the second factor"
+
+
 class TotpEnabled(Conflict):
     code = "totp_already_enabled"
     message = "The second factor is on already; disable it first"

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import msgspec
@@ -19,12 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.accounts import store, totp
 from quazzar.accounts.errors import (
     BadCredentials,
+    CodeNeeded,
     CodeWrong,
     NoTenant,
     PasswordWrong,
     RefreshRefused,
     SecondFactorRefused,
     TotpEnabled,
+    TotpNeeded,
     TotpNotEnabled,
     TotpNotPending,
 )
@@ -51,6 +53,8 @@ from quazzar.core.tokens import (
 
 MAX_SESSIONS: Final = 20
 STEP_SECONDS: Final = 300
+FRESH: Final = timedelta(minutes=5)
+"""How long a code of the second factor stands for the session that it was shown in."""
 REFRESH_PREFIX: Final = "qzt"
 _ISSUER: Final = {"instance": "Quazzar", "panel": "Quazzar Control Panel"}
 
@@ -215,6 +219,9 @@ class LoginService:
             ip=self._address,
             user_agent=self._user_agent,
         )
+        if user.totp_enabled_at is not None:
+            # Who has a second factor gets here by a code only.
+            await store.mark_code(session, user_id, session_id)
         for ended in await store.end_surplus_sessions(session, realm, user_id, MAX_SESSIONS):
             await self._accounts.authenticator.drop_with(session, ended)
         await self._accounts.authenticator.drop_with(session, user_id)
@@ -351,9 +358,37 @@ class LoginService:
             hashes = [digest for each in codes if (digest := totp.recovery_digest(user.id, each)) is not None]
             await store.replace_recovery_codes(session, user.id, hashes)
             await store.update_user(session, self._realm, user.id, totp_enabled_at=datetime.now(UTC))
+            await store.mark_code(session, user.id, principal.session_id or "")
             await self._end_others(session, principal)
             audit(session, "user.totp_enable", subject=user.id)
         return TotpConfirmed(recovery_codes=codes)
+
+    async def step_up(self, principal: Principal, code: str | None) -> None:
+        """Prove the second factor again: by `code`, or by one that this session has shown within the last five minutes.
+
+        Raises `TotpNeeded` without a second factor, `CodeNeeded`, `CodeWrong`, `RateLimited`.
+        """
+        session_id = principal.session_id or ""
+        async with self._begin(principal) as session:
+            user = await self._own(session, principal)
+            fresh = await store.has_shown_code(session, user.id, session_id, FRESH)
+        if user.totp_enabled_at is None:
+            raise TotpNeeded
+        if code is None:
+            if not fresh:
+                raise CodeNeeded
+            return
+        await self._count_code(principal)
+        async with self._begin(principal) as session:
+            user = await store.get_secrets(session, self._realm, principal.user_id, lock=True)
+            right = user is not None and user.totp_enabled_at is not None and await self._take_code(session, user, code)
+            if right:
+                await self._guesses(_name(user)).code_was_right(session)
+                await store.mark_code(session, principal.user_id, session_id)
+            else:
+                audit(session, "user.step_up", subject=principal.user_id, outcome="refused")
+        if not right:
+            raise CodeWrong
 
     async def disable_totp(self, principal: Principal, password: str, code: str) -> None:
         """Turn the second factor off. Raises `PasswordWrong`, `CodeWrong`, `TotpNotEnabled`, `RateLimited`."""

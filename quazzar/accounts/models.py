@@ -59,7 +59,9 @@ class User(Base):
 
 
 class Session(Base):
-    """One login. A row that is gone is a session that has ended; `expires_at` is its absolute end."""
+    """One login. A row that is gone is a session that has ended; `expires_at` is its absolute end. `totp_at` is when a
+    code of the second factor was last shown in it.
+    """
 
     __tablename__ = "sessions"
     __table_args__ = (
@@ -78,6 +80,7 @@ class Session(Base):
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     ip: Mapped[str] = mapped_column(Text(collation="C"))
     user_agent: Mapped[str] = mapped_column(Text)
+    totp_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class RefreshToken(Base):

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts import store
 from quazzar.accounts.authenticator import AccountAuthenticator
+from quazzar.accounts.guests import Guests
 from quazzar.accounts.tenancy import Tenancy
 from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
@@ -36,15 +37,17 @@ class Accounts:
         limiter: RateLimiter,
         *,
         tenancy: Tenancy | None = None,
+        guests: Guests | None = None,
     ) -> None:
         self.settings = settings
         self.keyring = keyring
         self.database = database
         self.limiter = limiter
         self.tenancy = tenancy
+        self.guests = guests
         self.tokens = Tokens(keyring)
         self.passwords = Passwords()
-        self.authenticator = AccountAuthenticator(database, self.tokens, tenancy=tenancy)
+        self.authenticator = AccountAuthenticator(database, self.tokens, tenancy=tenancy, guests=guests)
         self._per_name = parse_bucket("auth-name", settings.rate_limit.auth)
         # Logins queue for each other's locks; they must not do that on connections that other requests wait for.
         self.login_turns = asyncio.Semaphore(max(1, settings.database.pool_size // 3))

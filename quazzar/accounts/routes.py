@@ -22,7 +22,7 @@ from quazzar.accounts.schemas import (
     TotpVerify,
 )
 from quazzar.accounts.service import SessionService
-from quazzar.core.auth import account, principal_of
+from quazzar.core.auth import account, leaving, principal_of, refuse_guests
 from quazzar.core.errors import Forbidden
 from quazzar.core.http import caller_of
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
@@ -97,7 +97,7 @@ class LoginController(Controller):
         """Uses the refresh token up. One that was used up before ends its whole session and is 401."""
         return await logins.refresh(data.refresh_token)
 
-    @post("/logout", status_code=204, guards=[account()], operation_id="Logout", summary="End this session")
+    @post("/logout", status_code=204, guards=[leaving()], operation_id="Logout", summary="End this session")
     async def logout(self, sessions: NamedDependency[SessionService]) -> None:
         """Its access and refresh tokens stop at once."""
         await sessions.end_own()
@@ -123,7 +123,7 @@ class LoginController(Controller):
         limit: Limit = DEFAULT_LIMIT,
         cursor: Cursor = None,
     ) -> Response[list[SessionOut]]:
-        """Newest first; at most 20 exist."""
+        """Newest first; at most 20 exist. An admin of an instance sees those that were opened from a panel, too."""
         page, current = page_of(limit, cursor), principal_of(request).session_id
         rows = await sessions.find(page)
         return paged(request, page, rows, lambda row: SessionOut.of(row, current), lambda row: row.id)
@@ -135,7 +135,9 @@ class LoginController(Controller):
         summary="End one of the own sessions",
     )
     async def delete_session(self, sessions: NamedDependency[SessionService], session_id: FromPath[str]) -> None:
-        """Its access tokens stop at once, not at their expiry."""
+        """Its access tokens stop at once, not at their expiry. An admin of an instance may end those that were opened
+        from a panel, too.
+        """
         await sessions.end(session_id)
 
 
@@ -143,6 +145,7 @@ async def _verify(request: AnyRequest, logins: LoginService, data: TotpVerify) -
     if data.temp_token is not UNSET:
         return await logins.finish(data.temp_token, data.code)
     principal = principal_of(request)
+    refuse_guests(principal)
     if principal.session_id is None:
         raise Forbidden("An API key can't do this; log in", code="session_required")
     return await logins.confirm_totp(principal, data.code)

@@ -86,7 +86,17 @@ class PasswordChange(In):
     new_password: NewPassword
 
 
-class SessionOut(Out):
+class GuestOut(Out):
+    """The panel's user who has opened a session here, and why."""
+
+    user_id: UserId
+    name: Annotated[str, Meta(examples=["Ada Lovelace <ada@example.com>"])]
+    reason: Annotated[str, Meta(examples=["Ticket 4711: the backup does not run"])]
+
+
+class SessionOut(Out, omit_defaults=True):
+    """`impersonation` is there for a session that was opened from a panel; admins see these besides their own."""
+
     id: SessionId
     created_at: datetime
     last_used_at: datetime
@@ -94,6 +104,7 @@ class SessionOut(Out):
     ip: str
     user_agent: str
     current: Annotated[bool, Meta(description="Whether this very call came in this session")]
+    impersonation: GuestOut | None = None
 
     @classmethod
     def of(cls, row: Any, current: str | None) -> Self:
@@ -105,11 +116,14 @@ class SessionOut(Out):
             ip=row.ip,
             user_agent=row.user_agent,
             current=row.id == current,
+            impersonation=getattr(row, "impersonation", None),
         )
 
 
-class MeOut(Out):
-    """Who is calling; `scopes` are those of this credential."""
+class MeOut(Out, omit_defaults=True):
+    """Who is calling; `scopes` are those of this credential. `impersonation` is there in a session that was opened from
+    a panel.
+    """
 
     id: UserId
     username: str
@@ -118,6 +132,7 @@ class MeOut(Out):
     last_login_at: datetime | None
     totp_enabled: bool
     scopes: ScopeNames
+    impersonation: GuestOut | None = None
 
 
 KeyExpiry = Annotated[datetime, Meta(tz=True, description="Default: in 365 days")]

@@ -9,6 +9,7 @@ from quazzar.accounts import store
 from quazzar.accounts.authenticator import CHANNEL
 from quazzar.accounts.errors import SessionNotFound, UserNotFound
 from quazzar.accounts.guesses import Guesses
+from quazzar.accounts.guests import Guests
 from quazzar.accounts.login import open_secret, seal_secret
 from quazzar.accounts.policy import check_password
 from quazzar.accounts.process import Accounts
@@ -29,21 +30,37 @@ class SessionService:
         self._realm = principal.realm
         self._principal = principal
 
+    @property
+    def _guests(self) -> Guests | None:
+        """Sessions of guests are an admin's to see and to end."""
+        is_admin = self._realm == "instance" and "*" in self._principal.scopes
+        return self._accounts.guests if is_admin else None
+
     async def find(self, page: Page) -> Sequence[Any]:
-        """The caller's live sessions, newest first."""
-        return await store.find_sessions(self._session, self._realm, self._principal.user_id, page)
+        """The caller's live sessions, newest first, for an admin of an instance with those of guests."""
+        own = await store.find_sessions(self._session, self._realm, self._principal.user_id, page)
+        if self._guests is None:
+            return own
+        guests = await self._guests.find(self._session, page)
+        return sorted([*own, *guests], key=lambda row: str(row.id), reverse=True)[: page.fetch]
 
     async def end(self, session_id: str) -> None:
-        """End one of the caller's sessions; its tokens stop with the commit. Raises `SessionNotFound`."""
-        if not await store.end_session(self._session, self._realm, self._principal.user_id, session_id):
+        """End one of the caller's sessions, for an admin also a guest's; its tokens stop with the commit.
+
+        Raises `SessionNotFound`.
+        """
+        if await store.end_session(self._session, self._realm, self._principal.user_id, session_id):
+            audit(self._session, "session.end", subject=session_id)
+        elif self._guests is None or not await self._guests.end(self._session, session_id, "revoked"):
             raise SessionNotFound
         await self._accounts.authenticator.drop_with(self._session, session_id)
-        audit(self._session, "session.end", subject=session_id)
 
     async def end_own(self) -> None:
         """End the session that the call came in; one that has just been ended by another call is ended enough."""
         session_id = self._principal.session_id or ""
-        if await store.end_session(self._session, self._realm, self._principal.user_id, session_id):
+        if self._principal.panel_user is not None and self._guests is not None:
+            await self._guests.end(self._session, session_id, "left")
+        elif await store.end_session(self._session, self._realm, self._principal.user_id, session_id):
             audit(self._session, "session.end", subject=session_id)
         await self._accounts.authenticator.drop_with(self._session, session_id)
 

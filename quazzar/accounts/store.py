@@ -275,6 +275,25 @@ async def lock_session(session: AsyncSession, realm: Realm, user_id: str, sessio
     return (await session.execute(statement)).one_or_none()
 
 
+async def mark_code(session: AsyncSession, user_id: str, session_id: str) -> None:
+    """A code of the second factor was shown in this session just now."""
+    await session.execute(
+        update(Session).where(Session.id == session_id, Session.user_id == user_id).values(totp_at=func.now())
+    )
+
+
+async def has_shown_code(session: AsyncSession, user_id: str, session_id: str, within: timedelta) -> bool:
+    """Whether a code of the second factor was shown in this session a short while ago."""
+    statement = select(
+        exists().where(
+            Session.id == session_id,
+            Session.user_id == user_id,
+            Session.totp_at > func.now() - literal(within, Interval()),
+        )
+    )
+    return bool((await session.execute(statement)).scalar_one())
+
+
 async def move_session(session: AsyncSession, user_id: str, session_id: str, tenant_id: str) -> None:
     """Let a session of the panel work in another tenant; its refresh tokens are good no more."""
     await session.execute(

@@ -29,6 +29,7 @@ COLUMNS: Final = (
     "after",
     "previous_hash",
     "hash",
+    "impersonation",
 )
 # What makes spreadsheets compute a cell, also behind blanks that they pass over (OWASP, CSV injection).
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -68,7 +69,7 @@ def _cells(record: AuditRecordOut) -> list[str]:
     plain: dict[str, Any] = msgspec.to_builtins(record)
     actor = plain.pop("actor")
     plain |= {"actor_kind": actor["kind"], "actor_id": actor["id"]}
-    return [_cell(plain[name]) for name in COLUMNS]
+    return [_cell(plain.get(name)) for name in COLUMNS]
 
 
 def _cell(value: Any) -> str:

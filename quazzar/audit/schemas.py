@@ -19,9 +19,10 @@ class ActorOut(Out):
     id: Annotated[str | None, Meta(examples=["usr_3k2m4v7q3n5t2ac6xk2m4v7q3n"])]
 
 
-class AuditRecordOut(Out):
+class AuditRecordOut(Out, omit_defaults=True):
     """One record of the chain. `number` counts without gaps; `hash` (SHA-256, hexadecimal) covers all else of it and
-    `previous_hash`. Secrets are not in `before` and `after`.
+    `previous_hash`. Secrets are not in `before` and `after`. `impersonation` is the session of a panel's user in which
+    it was done, or which it ended.
     """
 
     id: Annotated[str, Meta(examples=["aud_3k2m4v7q3n5t2ac6xk2m4v7q3n"])]
@@ -37,6 +38,7 @@ class AuditRecordOut(Out):
     after: Annotated[dict[str, Any] | None, Meta(examples=[{"status": "stopping"}])]
     previous_hash: Annotated[str, Meta(examples=["00" * 32])]
     hash: Annotated[str, Meta(examples=["5f" * 32])]
+    impersonation: Annotated[str | None, Meta(examples=["ses_23oc77uaycj2w7ptpelxikk33k"])] = None
 
     @classmethod
     def of(cls, row: Any) -> "AuditRecordOut":
@@ -54,6 +56,7 @@ class AuditRecordOut(Out):
             after=row.after,
             previous_hash=row.previous_hash.hex(),
             hash=row.hash.hex(),
+            impersonation=row.impersonation,
         )
 
 

@@ -22,6 +22,7 @@ class Arguments(argparse.Namespace):
     host: str | None = None
     port: str | None = None
     data_dir: str | None = None
+    panel_token_file: str | None = None
     output: Path | None = None
     check: bool = False
     username: str | None = None
@@ -31,7 +32,7 @@ class Arguments(argparse.Namespace):
     def settings(self) -> Settings:
         """Raises `SettingsError`."""
         flags = {f"server.{name}": getattr(self, name) for name in ("mode", "host", "port", "data_dir")}
-        return load_settings(flags, config_path=self.config)
+        return load_settings(flags | {"panel.token_file": self.panel_token_file}, config_path=self.config)
 
     def run(self) -> int:
         module, function = self.command
@@ -117,5 +118,6 @@ def _shared_flags() -> _Parser:
     flags.add_argument("--host", metavar="ADDRESS", help="address to listen on")
     flags.add_argument("--port", metavar="PORT", help="port to listen on")
     flags.add_argument("--data-dir", metavar="FOLDER", help="everything that the process keeps on disk")
+    flags.add_argument("--panel-token-file", metavar="FILE", help="the registration token of the panel to join")
     flags.add_argument("--config", type=Path, metavar="FILE", help="the settings file")
     return shared

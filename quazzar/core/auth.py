@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from litestar.connection import ASGIConnection
@@ -18,7 +18,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     `scopes` are the effective ones (`*` means all). `resources` are the ids that a bound API key (on the panel also a
     bound member: the groups and instances) may touch, None when it is not bound. `tenant_id` is set on the panel only.
-    Exactly one of `session_id` and `key_id` is set.
+    Exactly one of `session_id` and `key_id` is set. `panel_user` is the panel's user who has opened this session on an
+    instance as a guest; None for everybody else.
     """
 
     realm: Realm
@@ -31,6 +32,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     role: str = "viewer"
     resources: frozenset[str] | None = None
     key_expires_at: float | None = None
+    panel_user: str | None = None
     profile: Any = None
     """What `GET /api/auth/me` shows, kept with the cached principal so that the call needs no query."""
 
@@ -57,7 +59,7 @@ def scope_within(scope: str, granted: frozenset[str]) -> bool:
 
 
 class Authenticator(Protocol):
-    """Turns the value of an `Authorization` header into a principal.
+    """Turns the value of an `Authorization` header, or what `quazzar.core.cookies` makes of a cookie, into a principal.
 
     The gate asks `cached` first, without awaiting; only a miss goes to `resolve`.
     """
@@ -78,7 +80,9 @@ BEARER_PROTOCOL = "bearer."
 
 
 def authorization_of(scope: Any) -> bytes | None:
-    """The `Authorization` header of a connection; for a WebSocket without one, the token among its subprotocols."""
+    """The `Authorization` header of a connection; for a WebSocket without one, the token among its subprotocols; else
+    what the gate has admitted of a cookie.
+    """
     for name, value in scope["headers"]:
         if name == b"authorization":
             return bytes(value)
@@ -86,7 +90,8 @@ def authorization_of(scope: Any) -> bytes | None:
     for protocol in offered:
         if protocol.startswith(BEARER_PROTOCOL):
             return b"Bearer " + protocol.removeprefix(BEARER_PROTOCOL).encode("latin-1")
-    return None
+    admitted: bytes | None = scope.get("state", {}).get("cookie")
+    return admitted
 
 
 def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
@@ -98,17 +103,33 @@ def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
     return principal
 
 
+RESERVED_SCOPES: Final = frozenset({"auth:read", "auth:write", "apps:secrets", "audit:write"})
+"""What no guest from a panel may do, whatever the handler: credentials, keys, secrets, and what the audit log keeps."""
+
+
+def refuse_guests(principal: Principal) -> None:
+    """Raises `Forbidden` for a panel's user in a session on an instance: what this is before is for its own people."""
+    if principal.panel_user is not None:
+        raise Forbidden("This can't be done in a session that was opened from a panel", code="impersonation_denied")
+
+
 class Guard:
-    """The guard that `requires` makes; tests and the OpenAPI documents read `scope` from it."""
+    """The guard that `requires` makes; tests and the OpenAPI documents read `scope` from it.
 
-    __slots__ = ("account_only", "scope")
+    `reserved`: guests from a panel are refused. So are they, unless it is given as False, where only a person may act.
+    """
 
-    def __init__(self, scope: str | None, *, account_only: bool = False) -> None:
+    __slots__ = ("account_only", "reserved", "scope")
+
+    def __init__(self, scope: str | None, *, account_only: bool = False, reserved: bool | None = None) -> None:
         self.scope = scope
         self.account_only = account_only
+        self.reserved = (account_only or scope in RESERVED_SCOPES) if reserved is None else reserved
 
     async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         principal = principal_of(connection)
+        if self.reserved:
+            refuse_guests(principal)
         if self.account_only and principal.session_id is None:
             raise Forbidden("An API key can't do this; log in", code="session_required")
         if self.scope is not None and not principal.allows(self.scope):
@@ -118,6 +139,11 @@ class Guard:
 def requires(scope: str) -> Guard:
     """A guard: the caller must be known and hold `scope` (401 without a credential, 403 without the scope)."""
     return Guard(scope)
+
+
+def reserved(scope: str) -> Guard:
+    """A guard: as `requires`, but no guest from a panel: for what hands out secrets, or decides who comes in."""
+    return Guard(scope, reserved=True)
 
 
 def requires_login(scope: str) -> Guard:
@@ -131,5 +157,12 @@ def authenticated() -> Guard:
 
 
 def account() -> Guard:
-    """A guard: a person who logged in; API keys are refused (passwords, second factors, sessions)."""
+    """A guard: a person who logged in; API keys and guests from a panel are refused (passwords, second factors,
+    sessions).
+    """
     return Guard(None, account_only=True)
+
+
+def leaving() -> Guard:
+    """A guard: a person who logged in, or a guest from a panel, to end the own session."""
+    return Guard(None, account_only=True, reserved=False)

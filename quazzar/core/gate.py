@@ -9,6 +9,7 @@ then the app. What it learned is in `scope["state"]`:
 - `address`: the client's address behind trusted proxies; `forwarded`: True when any header speaks of a proxy, whether
   trusted or not, so that "from this machine" is only believed without one
 - `principal`: the verified caller or None; `auth_error`: why a credential was refused, when one was
+- `cookie`: the credential of a cookie that counts, on an instance and without an `Authorization` header
 
 Bodies are checked when they are read, not before: 401, 403, 404 and 405 come first. Errors of a body are raised out of
 `receive` as `AppError`s, which the framework's exception handlers turn into envelopes like any other.
@@ -29,8 +30,9 @@ from litestar.utils.path import normalize_path
 from quazzar.core.addresses import TrustedProxies, rate_key
 from quazzar.core.auth import Authenticator, Principal, Realm, authorization_of, current_principal
 from quazzar.core.bodies import Body, BodyRule
+from quazzar.core.cookies import credential, is_of_own_origin
 from quazzar.core.envelope import encode_error, error_headers, from_exception
-from quazzar.core.errors import AppError, RateLimited, Unauthorized, Unavailable
+from quazzar.core.errors import AppError, Forbidden, RateLimited, Unauthorized, Unavailable
 from quazzar.core.exchange import NO_STORE, App, Exchange, Message, Receive, Scope, Send, next_request_id, number
 from quazzar.core.logs import AccessLog, request_id
 from quazzar.core.ratelimit import Bucket, Hit, RateLimiter, parse_bucket
@@ -316,6 +318,8 @@ class Gate:
             exchange.hit = self._limiter.untouched(bucket)
             return None
         authorization = found.get(b"authorization")
+        if authorization is None and b"cookie" in found and exchange.realm == "instance":
+            authorization = _admit_cookie(scope, found)
         principal: Principal | None = None
         if authorization is not None:
             principal = self._authenticator.cached(exchange.realm, authorization, exchange.address)
@@ -449,6 +453,19 @@ class Gate:
         headers += exchange.labels() + error_headers(error)
         await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": body})
+
+
+def _admit_cookie(scope: Scope, found: Mapping[bytes, bytes]) -> bytes | None:
+    """The credential of our cookie; one that another site may have had sent is noted, so that guards can tell why."""
+    admitted = credential(found[b"cookie"])
+    if admitted is None:
+        return None
+    state = scope["state"]
+    if not is_of_own_origin(found, scope.get("method")):
+        state["auth_error"] = Forbidden("A session by cookie is for pages of this server", code="cross_origin_refused")
+        return None
+    state["cookie"] = admitted
+    return admitted
 
 
 def _check_sizes(headers: list[tuple[bytes, bytes]], found: Mapping[bytes, bytes], url_bytes: int) -> None:

@@ -35,6 +35,15 @@ def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     address, request_id = state.get("address"), state.get("request_id")
     if principal is None:
         return Caller(kind="anonymous", realm=realm, address=address, request_id=request_id)
+    if principal.panel_user is not None:
+        return Caller(
+            kind="panel",
+            id=principal.panel_user,
+            realm=realm,
+            address=address,
+            request_id=request_id,
+            impersonation=principal.session_id,
+        )
     return Caller(
         kind="key" if principal.key_id is not None else "user",
         id=principal.key_id or principal.user_id,

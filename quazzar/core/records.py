@@ -28,7 +28,9 @@ GENESIS = bytes(32)
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """On whose behalf a transaction works; kept in `session.info["caller"]`."""
+    """On whose behalf a transaction works; kept in `session.info["caller"]`. `impersonation` is the session of a
+    panel's user in which it does, or which it ends.
+    """
 
     kind: ActorKind
     id: str | None = None
@@ -36,6 +38,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str | None = None
     address: str | None = None
     request_id: str | None = None
+    impersonation: str | None = None
 
 
 SYSTEM = Caller(kind="system")
@@ -64,6 +67,7 @@ class AuditRecord(Base):
     after: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     previous_hash: Mapped[bytes] = mapped_column(LargeBinary)
     hash: Mapped[bytes] = mapped_column(LargeBinary)
+    impersonation: Mapped[str | None] = mapped_column(Text(collation="C"))
 
 
 class AuditHead(Base):
@@ -113,8 +117,11 @@ def event_types() -> Mapping[str, type[Event]]:
     return _event_types
 
 
-class _Link(msgspec.Struct, frozen=True, kw_only=True):
-    """An audit record as its hash covers it; the order of the fields is part of the format."""
+class _Link(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An audit record as its hash covers it; the order of the fields is part of the format.
+
+    What came later has a default, with which it is left out: so the hashes of records from before stay what they are.
+    """
 
     chain: str
     number: int
@@ -131,6 +138,7 @@ class _Link(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    impersonation: str | None = None
 
 
 _CANONICAL = msgspec.json.Encoder(order="deterministic")
@@ -178,6 +186,7 @@ def audit(
             "outcome": outcome,
             "before": dict(before) if before is not None else None,
             "after": dict(after) if after is not None else None,
+            "impersonation": who.impersonation,
         }
     )
 
@@ -222,9 +231,10 @@ _HEAD = text(
 _SET_HEAD = text("UPDATE audit_heads SET number = :number, hash = :hash WHERE chain = :chain")
 _INSERT_AUDIT = text(
     "INSERT INTO audit_records (chain, number, id, realm, tenant_id, created_at, actor_kind, actor_id, address,"
-    " request_id, action, subject, outcome, before, after, previous_hash, hash) VALUES (:chain, :number, :id, :realm,"
+    " request_id, action, subject, outcome, before, after, previous_hash, hash, impersonation)"
+    " VALUES (:chain, :number, :id, :realm,"
     " :tenant_id, :created_at, :actor_kind, :actor_id, :address, :request_id, :action, :subject, :outcome,"
-    " CAST(:before AS jsonb), CAST(:after AS jsonb), :previous_hash, :hash)"
+    " CAST(:before AS jsonb), CAST(:after AS jsonb), :previous_hash, :hash, :impersonation)"
 )
 FEED_LOCK = 0x51415A5A41520002
 # Taking the lock is a statement of its own: the insert after it then numbers in the order of the commits. What is

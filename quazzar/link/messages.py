@@ -19,6 +19,8 @@ MOST_FRAME_BYTES: Final = 1024 * 1024
 MOST_APPS: Final = 500
 MOST_SAMPLES: Final = 500
 MOST_OUTPUT: Final = 64 * 1024
+MOST_DEEDS: Final = 200
+MOST_ADDRESSES: Final = 32
 
 CLOSE_REVOKED: Final = 4401
 """Close codes: the certificate counts no more; the message is not one; another socket took over; too far apart."""
@@ -32,6 +34,9 @@ Moment = Annotated[datetime, Meta(tz=True)]
 Bytes64 = Annotated[int, Meta(ge=0, le=2**53)]
 Values = Annotated[list[float | None], Meta(max_length=MOST_VALUES)]
 AppValues = Annotated[dict[Annotated[str, Meta(max_length=64)], Values], Meta(max_length=MOST_APPS)]
+Url = Annotated[str, Meta(max_length=500, pattern=r"^https?://[^\s\x00-\x1f\x7f@?#\\]+\Z")]
+Address = Annotated[str, Meta(max_length=300, pattern=r"^(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}\Z")]
+"""Host and port, IPv6 in brackets."""
 OrderStatus = Literal["taken", "running", "completed", "failed", "cancelled", "expired", "refused"]
 
 
@@ -51,6 +56,8 @@ class Facts(msgspec.Struct, kw_only=True):
     cpu_cores: Annotated[int, Meta(ge=1, le=65536)]
     memory_bytes: Bytes64
     disk_bytes: Bytes64
+    url: Url | None = None
+    """Where people find it."""
 
 
 class AppFacts(msgspec.Struct, kw_only=True):
@@ -145,17 +152,40 @@ class Samples(Message, tag="samples"):
     points: Annotated[list[Sample], Meta(max_length=MOST_SAMPLES)]
 
 
+class Deed(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An audit record of the instance; `number` is its place there. `by_guest`: the panel's user has done it."""
+
+    number: Annotated[int, Meta(ge=1, le=2**53)]
+    at: Moment
+    action: Annotated[str, Meta(max_length=100)]
+    subject: Annotated[str, Meta(max_length=100)] | None = None
+    outcome: Literal["done", "refused", "failed"] = "done"
+    by_guest: bool = True
+
+
+class Deeds(Message, tag="deeds"):
+    """What was done in a session that a panel's user has opened, for the panel's audit log: in the order of their
+    numbers, sent again until they are `Noted`.
+    """
+
+    impersonation_id: Annotated[str, Meta(max_length=64)]
+    deeds: Annotated[list[Deed], Meta(max_length=MOST_DEEDS)]
+
+
 # --- from the panel ------------------------------------------------------------------------------------------------
 
 
 class Welcome(Message, tag="welcome"):
-    """The answer to `Hello`. `want_state`: the panel does not know the state of that hash."""
+    """The answer to `Hello`. `want_state`: the panel does not know the state of that hash. `addresses` are those at
+    which the panel's processes listen, where they are told: each is as good as the one that was dialled.
+    """
 
     protocol: int
     version: str
     heartbeat_seconds: float
     panel_url: str | None = None
     want_state: bool = False
+    addresses: Annotated[list[Address], Meta(max_length=MOST_ADDRESSES)] = []
 
 
 class Certificate(Message, tag="certificate"):
@@ -192,8 +222,15 @@ class Kept(Message, tag="kept"):
     batch: int
 
 
-FromInstance = Hello | Heartbeat | Renew | Leave | Report | Samples
-FromPanel = Welcome | Certificate | Order | Cancel | Reported | Kept
+class Noted(Message, tag="noted"):
+    """Deeds up to this number are durable on the panel."""
+
+    impersonation_id: Annotated[str, Meta(max_length=64)]
+    number: int
+
+
+FromInstance = Hello | Heartbeat | Renew | Leave | Report | Samples | Deeds
+FromPanel = Welcome | Certificate | Order | Cancel | Reported | Kept | Noted
 
 _encode = msgspec.msgpack.Encoder().encode
 _from_instance = msgspec.msgpack.Decoder(FromInstance)

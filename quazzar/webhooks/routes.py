@@ -10,7 +10,7 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.core.auth import Principal, principal_of, requires
+from quazzar.core.auth import Principal, principal_of, requires, reserved
 from quazzar.core.db import Database
 from quazzar.core.http import caller_of
 from quazzar.core.idempotency import begin_idempotent
@@ -68,7 +68,7 @@ class WebhookController(Controller):
     tags = ("Webhooks",)
     dependencies = {"webhooks": Provide(provide_webhooks)}
 
-    @post(guards=[requires("webhooks:write")], operation_id="CreateWebhook", summary="Add a webhook")
+    @post(guards=[reserved("webhooks:write")], operation_id="CreateWebhook", summary="Add a webhook")
     async def create_webhook(
         self, request: WebhookRequest, webhooks: NamedDependency[WebhookService], data: JSONBody[WebhookCreate]
     ) -> Response[WebhookSecretOut]:
@@ -117,7 +117,7 @@ class WebhookController(Controller):
 
     @post(
         "/{webhook_id:str}/rotate-secret",
-        guards=[requires("webhooks:write")],
+        guards=[reserved("webhooks:write")],
         operation_id="RotateWebhookSecret",
         summary="A new signing secret",
         status_code=200,

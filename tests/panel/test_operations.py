@@ -66,6 +66,7 @@ TABLE: Final = {
     "GET /api/fleet/instances/{instance_id}": READERS,
     "PATCH /api/fleet/instances/{instance_id}": "owner admin",
     "DELETE /api/fleet/instances/{instance_id}": "owner admin",
+    "POST /api/fleet/instances/{instance_id}/impersonate": "owner admin",
     "GET /api/fleet/summary": READERS,
     "GET /api/fleet/health": READERS,
     "GET /api/jobs": READERS,

@@ -117,6 +117,8 @@ def test_the_panel_sees_its_own_server(one: Product, owner: dict[str, str]) -> N
     (instance,) = until(online)
     assert instance["cpu_cores"] >= 1
     assert instance["last_seen_at"] is not None
+    # With both halves in one process, both are found at the same place.
+    assert instance["url"] == one.url
     status = one.http.get("/api/auth/cp-status").json()
     assert (status["connected"], status["instance_id"]) == (True, instance["id"])
     assert one.http.get("/panel/api/fleet/summary", headers=owner).json()["status"]["online"] == 1

@@ -18,6 +18,15 @@ _SECONDS = 15.0
 _MOST_BYTES = 64 * 1024
 
 
+def places(link: Any) -> list[tuple[str, int]]:
+    """Host and port of every listener of the panel that is known: the one that the token named, and those that it told
+    of later.
+    """
+    told = (address.rpartition(":") for address in link.addresses)
+    found = [(link.host, link.port), *((host.strip("[]"), int(port)) for host, _, port in told)]
+    return list(dict.fromkeys(found))
+
+
 def trusting(ca_pem: str) -> ssl.SSLContext:
     """TLS that believes this CA alone. The CA signs nobody but its panel's listeners as servers, so no name is asked
     for: an address may change, and a line may lead through a forwarder.

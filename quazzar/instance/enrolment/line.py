@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
 
 from quazzar import __version__
 from quazzar.core.auth import Principal
@@ -21,10 +21,11 @@ from quazzar.core.db import Database
 from quazzar.instance.apps.service import list_apps
 from quazzar.instance.apps.usage import Usage
 from quazzar.instance.enrolment import store
-from quazzar.instance.enrolment.dialling import KEY_FILE, trusting
+from quazzar.instance.enrolment.dialling import KEY_FILE, places, trusting
 from quazzar.instance.enrolment.measuring import facts_of
 from quazzar.instance.enrolment.recording import Recorder
 from quazzar.instance.enrolment.spool import Spool
+from quazzar.instance.impersonation.telling import noted, untold
 from quazzar.instance.orders.clock import PanelClock
 from quazzar.instance.orders.desk import OrderDesk
 from quazzar.instance.orders.service import Panel, cancel_pending
@@ -43,6 +44,7 @@ from quazzar.link.messages import (
     Leave,
     LinkProblem,
     Message,
+    Noted,
     Order,
     Renew,
     Reported,
@@ -64,13 +66,17 @@ _SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=froz
 class Line:
     """One per process that serves an instance, in `app.state.panel_line`."""
 
-    def __init__(self, database: Database, data_dir: Path, keyring: Keyring, usage: Usage) -> None:
+    def __init__(
+        self, database: Database, data_dir: Path, keyring: Keyring, usage: Usage, *, url: str | None = None
+    ) -> None:
         self.database = database
         self.data_dir = data_dir
+        self.url = url
         self._keyring = keyring
         self.spool = Spool(database)
         self.recorder = Recorder(data_dir, usage, self.spool)
         self.connected = False
+        self.clock = PanelClock(None)
         self.error: str | None = None
         self._wake = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -123,7 +129,7 @@ class Line:
                     self.error = None
                     await self._wake.wait()
                     continue
-                if await self._once(link):
+                if await self._anywhere(link):
                     pause = FIRST_PAUSE
             except InvalidStatus as error:
                 refused = error.response.status_code in (401, 403)
@@ -150,20 +156,29 @@ class Line:
             link = await store.get_link(session)
         return link if link is not None and link.left_at is None else None
 
-    async def _once(self, link: Any) -> bool:
+    async def _anywhere(self, link: Any) -> bool:
+        """As `_once`, at the first listener of the panel that answers; in any order, so that many instances spread."""
+        known = places(link)
+        for name, port in random.sample(known, len(known) - 1):
+            with contextlib.suppress(OSError, TimeoutError, InvalidMessage):
+                return await self._once(link, name, port)
+            known.remove((name, port))
+        return await self._once(link, *known[0])
+
+    async def _once(self, link: Any, name: str, port: int) -> bool:
         """Dial and speak until the line ends; true when it had come to a greeting."""
         context = await asyncio.to_thread(self._context, link)
-        host = f"[{link.host}]" if ":" in link.host else link.host
+        host = f"[{name}]" if ":" in name else name
         greeted = False
         code: int | None = None
         try:
             async with connect(
-                f"wss://{host}:{link.port}/agent/connect",
+                f"wss://{host}:{port}/agent/connect",
                 ssl=context,
                 compression=None,
                 max_size=MOST_FRAME_BYTES,
                 open_timeout=OPEN_SECONDS,
-                proxy=None if link.host in ("127.0.0.1", "::1", "localhost") else True,
+                proxy=None if name in ("127.0.0.1", "::1", "localhost") else True,
             ) as socket:
                 self._socket = socket
                 welcome, state = await self._greet(socket, link)
@@ -178,6 +193,7 @@ class Line:
                 greeted = False
         finally:
             self.connected = False
+            self.clock = PanelClock(None)
             self._socket = None
             await self._settle(code)
         return greeted
@@ -193,11 +209,12 @@ class Line:
     def _desk(self, socket: ClientConnection, link: Any) -> OrderDesk:
         from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
 
+        self.clock = PanelClock(socket.response.headers.get("Date") if socket.response is not None else None)
         return OrderDesk(
             self.database,
             self._keyring,
             Panel(link.instance_id, keys.tenant_of(link.certificate), link.signing_key),
-            PanelClock(socket.response.headers.get("Date") if socket.response is not None else None),
+            self.clock,
             holds=partial(store.hold_link, instance_id=link.instance_id),
             on_ended=self.tell_state,
         )
@@ -247,6 +264,9 @@ class Line:
             welcome = unpack_from_panel(await socket.recv())
         if not isinstance(welcome, Welcome):
             raise LinkProblem("The panel did not greet")
+        if welcome.addresses != link.addresses:
+            async with self.database.begin() as session:
+                await store.update_link(session, addresses=welcome.addresses)
         return welcome, state
 
     async def _speak(
@@ -307,6 +327,8 @@ class Line:
                     await desk.acknowledge(message)
                 case Kept():
                     self.spool.kept(message.batch)
+                case Noted():
+                    await noted(self.database, message)
                 case _:
                     pass
 
@@ -336,13 +358,15 @@ class Line:
             self.recorder.sending(sample)
             await socket.send(pack(beat))
             known = found
+            for deeds in await untold(self.database, link.instance_id):
+                await socket.send(pack(deeds))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wanted.wait()
             pause = seconds
 
     async def _state(self) -> State:
-        facts = await asyncio.to_thread(facts_of, self.data_dir)
+        facts = await asyncio.to_thread(facts_of, self.data_dir, self.url)
         apps = await list_apps(self.database, _SELF, limit=MOST_APPS)
         shown = [
             AppFacts(id=app.id, name=app.name, status=app.status, template=app.template, version=app.version)

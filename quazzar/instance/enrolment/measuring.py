@@ -7,17 +7,18 @@ import socket
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from quazzar import __version__
-from quazzar.link.messages import Facts
+from quazzar.link.messages import Facts, Url
 from quazzar.link.metrics import row_of
 
 _MACHINE_ID = Path("/etc/machine-id")
 
 
-def facts_of(data_dir: Path) -> Facts:
-    """Reads files; call it in a thread."""
+def facts_of(data_dir: Path, url: str | None) -> Facts:
+    """`url` is where people find this server. Reads files; call it in a thread."""
     return Facts(
         name=socket.gethostname()[:200] or "server",
         hostname=socket.gethostname()[:200],
@@ -28,7 +29,16 @@ def facts_of(data_dir: Path) -> Facts:
         cpu_cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
         disk_bytes=psutil.disk_usage(str(data_dir)).total,
+        url=_told(url),
     )
+
+
+def _told(url: str | None) -> str | None:
+    """A panel would refuse the whole message for one that it can't take."""
+    try:
+        return msgspec.convert(url, Url | None)
+    except msgspec.ValidationError:
+        return None
 
 
 def machine_id(data_dir: Path) -> str:

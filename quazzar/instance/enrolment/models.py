@@ -2,7 +2,21 @@
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, Identity, Integer, LargeBinary, SmallInteger, Text, func
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Identity,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    func,
+    true,
+)
+from sqlalchemy import text as sql
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from quazzar.core.db import Base
@@ -11,7 +25,10 @@ _Time = DateTime(timezone=True)
 
 
 class PanelLink(Base):
-    """At most one row. After leaving it stays, with `left_at`: an instance that has left does not join by itself."""
+    """At most one row. After leaving it stays, with `left_at`: an instance that has left does not join by itself.
+
+    `addresses` are further places where the panel listens; `impersonation` is whether its users may open sessions here.
+    """
 
     __tablename__ = "panel_link"
     __table_args__ = (CheckConstraint("id = 1", name="single"),)
@@ -26,6 +43,8 @@ class PanelLink(Base):
     signing_key: Mapped[bytes] = mapped_column(LargeBinary)
     linked_at: Mapped[datetime] = mapped_column(_Time, server_default=func.now())
     left_at: Mapped[datetime | None] = mapped_column(_Time)
+    addresses: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=sql("'{}'"))
+    impersonation: Mapped[bool] = mapped_column(Boolean, server_default=true())
 
 
 class PanelSpool(Base):

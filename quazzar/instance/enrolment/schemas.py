@@ -5,7 +5,12 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from quazzar.core.schema import In, Out
+from quazzar.core.schema import UNSET, In, Out, UnsetType
+
+LetIn = Annotated[
+    bool,
+    Meta(description="Whether users of the panel who may do so can open sessions here.", examples=[True]),
+]
 
 
 class PanelJoin(In):
@@ -18,6 +23,13 @@ class PanelJoin(In):
             examples=["qze_l69wYW5lbC5leGFtcGxlLmNvbc0g-8QgQ0FGRQ…"],
         ),
     ]
+    impersonation: LetIn = True
+
+
+class PanelLinkUpdate(In):
+    """What is left out stays as it is."""
+
+    impersonation: LetIn | UnsetType = UNSET
 
 
 class PanelLinkOut(Out):
@@ -28,6 +40,7 @@ class PanelLinkOut(Out):
     connected: bool
     linked_at: datetime
     error: str | None
+    impersonation: LetIn
 
 
 class PanelStatus(Out, omit_defaults=True):

@@ -10,9 +10,10 @@ from quazzar.instance.enrolment.models import PanelLink
 _COLUMNS = tuple(PanelLink.__table__.columns)
 
 
-async def get_link(session: AsyncSession) -> Any:
-    """The row, also of a panel that was left; None before the first."""
-    return (await session.execute(select(*_COLUMNS))).one_or_none()
+async def get_link(session: AsyncSession, *, lock: bool = False) -> Any:
+    """The row, also of a panel that was left; None before the first. Locked against changes where asked."""
+    statement = select(*_COLUMNS)
+    return (await session.execute(statement.with_for_update() if lock else statement)).one_or_none()
 
 
 async def put_link(session: AsyncSession, **values: Any) -> None:
@@ -23,6 +24,10 @@ async def put_link(session: AsyncSession, **values: Any) -> None:
 
 async def set_certificate(session: AsyncSession, certificate: str) -> None:
     await session.execute(update(PanelLink).values(certificate=certificate))
+
+
+async def update_link(session: AsyncSession, **values: Any) -> None:
+    await session.execute(update(PanelLink).values(**values))
 
 
 async def leave(session: AsyncSession) -> None:

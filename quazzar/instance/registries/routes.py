@@ -9,7 +9,7 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.core.auth import principal_of, requires
+from quazzar.core.auth import principal_of, requires, reserved
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, patch, post
 from quazzar.instance.registries.schemas import RegistryCreate, RegistryOut, RegistryUpdate
@@ -42,7 +42,7 @@ class RegistryController(Controller):
         page = page_of(limit, cursor, key=REGISTRY_ID.pattern)
         return paged(request, page, await registries.find(page), RegistryOut.of, lambda row: str(row.id))
 
-    @post(guards=[requires("settings:write")], operation_id="CreateRegistry", summary="Add a private registry")
+    @post(guards=[reserved("settings:write")], operation_id="CreateRegistry", summary="Add a private registry")
     async def create_registry(
         self, registries: NamedDependency[RegistryService], data: JSONBody[RegistryCreate]
     ) -> Response[RegistryOut]:
@@ -58,7 +58,7 @@ class RegistryController(Controller):
 
     @patch(
         "/{registry_id:str}",
-        guards=[requires("settings:write")],
+        guards=[reserved("settings:write")],
         operation_id="UpdateRegistry",
         summary="Change the login of a registry",
     )
@@ -70,7 +70,7 @@ class RegistryController(Controller):
 
     @delete(
         "/{registry_id:str}",
-        guards=[requires("settings:write")],
+        guards=[reserved("settings:write")],
         operation_id="DeleteRegistry",
         summary="Forget a registry's login",
     )

@@ -15,6 +15,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.crypto import Keyring
+from quazzar.link.impersonation import Impersonation, sign_impersonation
 from quazzar.link.messages import Order
 from quazzar.link.orders import OrderBody, sign_order
 from quazzar.panel.fleet.errors import RequestRefused
@@ -61,6 +62,10 @@ class Authority:
     def sign(self, message: bytes) -> bytes:
         """Ed25519, as instances check it with the key that they were given at enrolment."""
         return self._signer.sign(message)
+
+    def sign_impersonation(self, claims: Impersonation) -> str:
+        """A token by which a panel's user opens a session on the instance that the claims name."""
+        return sign_impersonation(claims, self._signer)
 
     def sign_order(self, body: OrderBody) -> Order:
         return sign_order(body, self._signer)

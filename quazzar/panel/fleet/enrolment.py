@@ -101,6 +101,7 @@ async def _add(
         memory_bytes=facts.memory_bytes,
         disk_bytes=facts.disk_bytes,
         ip=address,
+        url=facts.url,
         machine_id=facts.machine_id,
         public_key_hash=key_hash(request),
         certificate_serial=issued.serial,

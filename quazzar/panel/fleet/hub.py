@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from quazzar.link.messages import (
     CLOSE_REVOKED,
     PROTOCOL,
     Certificate,
+    Deeds,
     FromInstance,
     Heartbeat,
     Hello,
@@ -49,6 +50,7 @@ from quazzar.panel.fleet.errors import RequestRefused
 from quazzar.panel.fleet.events import InstanceOffline
 from quazzar.panel.fleet.ingest import Ingest
 from quazzar.panel.fleet.service import revoke
+from quazzar.panel.impersonations.noting import note
 
 log = structlog.get_logger(__name__)
 
@@ -107,8 +109,15 @@ class Hub:
 
     work: Work | None = None
 
-    def __init__(self, database: Database, heartbeat_seconds: float, panel_url: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        heartbeat_seconds: float,
+        panel_url: Callable[[], str],
+        addresses: Sequence[str] = (),
+    ) -> None:
         self.database = database
+        self.addresses = list(addresses)
         self.heartbeat_seconds = heartbeat_seconds
         self.ingest = Ingest(database, heartbeat_seconds)
         self._doors = Doors(database)
@@ -246,6 +255,7 @@ class Hub:
                 heartbeat_seconds=self.heartbeat_seconds,
                 panel_url=self._panel_url(),
                 want_state=row.state_hash != message.state_hash,
+                addresses=self.addresses,
             )
         )
         socket.welcomed = True
@@ -265,6 +275,10 @@ class Hub:
                         reason = "It has left the panel"
                         await revoke(session, socket.identity.tenant_id, socket.identity.instance_id, row.name, reason)
                 raise Closed(1000, "Farewell")
+            case Deeds():
+                async with self.database.begin(tenant=socket.identity.tenant_id) as session:
+                    noted = await note(session, socket.identity.tenant_id, socket.identity.instance_id, message)
+                await socket.send(noted)
             case Report():
                 if self.work is not None:
                     await self.work.reported(socket, message)

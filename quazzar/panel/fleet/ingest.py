@@ -481,7 +481,7 @@ async def _describe(session: AsyncSession, identity: Identity, message: Heartbea
     """Write down what an instance says of itself."""
     state = message.state
     assert state is not None
-    names = ("version", "hostname", "os", "arch", "cpu_cores", "memory_bytes", "disk_bytes")
+    names = ("version", "hostname", "os", "arch", "cpu_cores", "memory_bytes", "disk_bytes", "url")
     facts = {name: getattr(state.facts, name) for name in names}
     await session.execute(
         update(FleetInstance)

@@ -92,7 +92,7 @@ class FleetInstance(Base):
     """A server of the fleet. What it says of itself changes seldom; what each heartbeat changes is its presence.
 
     `public_key_hash` is of the key that its certificates are for, `machine_id` a digest by which the same machine is
-    known again.
+    known again; `url` is where it says that people find it.
     """
 
     __tablename__ = "fleet_instances"
@@ -128,6 +128,7 @@ class FleetInstance(Base):
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     disk_bytes: Mapped[int] = mapped_column(BigInteger)
     ip: Mapped[str | None] = mapped_column(_Id)
+    url: Mapped[str | None] = mapped_column(Text)
     machine_id: Mapped[str] = mapped_column(_Id)
     public_key_hash: Mapped[bytes] = mapped_column(LargeBinary)
     certificate_serial: Mapped[str] = mapped_column(_Id)

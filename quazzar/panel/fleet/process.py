@@ -20,7 +20,8 @@ class Fleet:
         self.keyring = keyring
         self.database = database
         self.port = settings.agent.port
-        self.hub = Hub(database, settings.agent.heartbeat_seconds, self.panel_url)
+        agent = settings.agent
+        self.hub = Hub(database, agent.heartbeat_seconds, self.panel_url, agent.public_addresses)
         self._authority: Authority | None = None
         self._loading = asyncio.Lock()
 
@@ -36,8 +37,10 @@ class Fleet:
     def panel_url(self) -> str:
         """Where people find the panel."""
         server = self.settings.server
-        host = f"[{server.host}]" if ":" in server.host else server.host
-        return server.public_url or f"http://{host}:{server.port}"
+        if server.public_url is not None:
+            return server.public_url
+        host = own_address() if is_everywhere(server.host) else server.host
+        return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
 
     async def address(self) -> Address:
         """What a registration token says about this panel."""
@@ -56,11 +59,15 @@ LOCAL = "127.0.0.1"
 def dialled_host(settings: Settings) -> str:
     """The host that instances are told; where the listener stands on all addresses, the one that leads outside."""
     host = settings.agent_public_host
+    return own_address() if is_everywhere(host) else host
+
+
+def is_everywhere(host: str) -> bool:
+    """Whether a listener on this host stands on all addresses, so that it names none."""
     try:
-        everywhere = ipaddress.ip_address(host).is_unspecified
+        return ipaddress.ip_address(host).is_unspecified
     except ValueError:
-        everywhere = False
-    return own_address() if everywhere else host
+        return False
 
 
 def own_address() -> str:

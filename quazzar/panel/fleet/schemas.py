@@ -137,7 +137,9 @@ class CheckOut(Out):
 
 
 class InstanceOut(Out):
-    """`status_reason` says why the status is what it is; `last_seen_at` is by the panel's clock."""
+    """`status_reason` says why the status is what it is; `last_seen_at` is by the panel's clock. `url` is what the
+    instance has as `server.public_url`.
+    """
 
     id: InstanceId
     name: Annotated[str, Meta(examples=["berlin-1"])]
@@ -152,6 +154,7 @@ class InstanceOut(Out):
     memory_bytes: Annotated[int, Meta(examples=[8_321_499_136])]
     disk_bytes: Annotated[int, Meta(examples=[105_089_261_568])]
     ip: Annotated[str | None, Meta(examples=["203.0.113.7"])]
+    url: Annotated[str | None, Meta(examples=["https://berlin-1.example.com"])]
     tags: Tags
     group_id: GroupRef | None
     apps: list[InstanceAppOut]

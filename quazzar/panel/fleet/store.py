@@ -205,6 +205,7 @@ _INSTANCE = (
     FleetInstance.memory_bytes,
     FleetInstance.disk_bytes,
     FleetInstance.ip,
+    FleetInstance.url,
     FleetInstance.tags,
     FleetInstance.group_id,
     FleetInstance.apps,

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from quazzar.accounts.authenticator import AccountAuthenticator
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
+from quazzar.core.tokens import Tokens
 from quazzar.instance.apps.points import Sample as AppSample
 from quazzar.instance.apps.usage import Usage
 from quazzar.instance.enrolment import spool as spooling
@@ -184,9 +186,10 @@ async def test_leaving_and_joining_again_empty_it(
     database: Database, spool: Spool, tmp_path: Path, keyring: Keyring
 ) -> None:
     line = Line(database, tmp_path, keyring, Usage())
+    authenticator = AccountAuthenticator(database, Tokens(keyring))
     await spool.add(ME, samples(5))
     async with database.begin() as session:
-        await PanelLinkService(session, line).delete()
+        await PanelLinkService(session, line, authenticator).delete()
     assert await count(database) == 0
     async with database.begin() as session:
         await session.execute(
@@ -195,7 +198,7 @@ async def test_leaving_and_joining_again_empty_it(
     token = new_token(host="h", port=1, fingerprint=bytes(32), tenant_id="ten_" + "a" * 26)
     enrolled = Enrolled(instance_id=ME, certificate="", panel_url="", heartbeat_seconds=30, signing_key=b"")
     async with database.begin() as session:
-        await PanelLinkService(session, line).create(Joined(token, "", enrolled))
+        await PanelLinkService(session, line, authenticator).create(Joined(token, "", enrolled))
     assert await count(database) == 0
 
 

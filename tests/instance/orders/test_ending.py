@@ -182,7 +182,9 @@ async def test_joining_anew_empties_the_queue(app: RunningApp, admin: httpx.Asyn
         signing_key=link["signing_key"],
     )
     async with app.database.begin() as session:
-        await PanelLinkService(session, line_of(app)).create(Joined(token, panel.authority.pem, enrolled))
+        await PanelLinkService(session, line_of(app), app.asgi.app.state.authenticator).create(
+            Joined(token, panel.authority.pem, enrolled)
+        )
     row = await status_of(app, order_id)
     assert (row.status, row.pending) == ("cancelled", False)
 

@@ -20,6 +20,11 @@ async def instance(side: Side) -> str:
 
 
 @thing
+async def reachable(side: Side) -> str:
+    return await make_instance(side.database, side.tenant_id, url="https://os.example.com")
+
+
+@thing
 async def token(side: Side) -> str:
     return await side.post("/fleet/tokens", {"name": UNIQUE})
 
@@ -34,6 +39,8 @@ row("GET /api/fleet/instances", shows="instance", query={"group": Ref("group")})
 row("GET /api/fleet/instances/{instance_id}", "instance")
 row("PATCH /api/fleet/instances/{instance_id}", "instance", body={"name": UNIQUE, "group_id": Ref("group")})
 row("DELETE /api/fleet/instances/{instance_id}", "instance")
+# The side has no second factor: who reaches an own instance is told so, and of another's that there is none.
+row("POST /api/fleet/instances/{instance_id}/impersonate", "reachable", body={"reason": UNIQUE}, own=403)
 row("GET /api/fleet/summary", no_ids="it is numbers; the tests of the fleet compare them")
 row("GET /api/fleet/health", shows="instance")
 

@@ -1,0 +1,1 @@
+"""Sessions that users of the panel open on this instance."""
