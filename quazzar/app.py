@@ -244,7 +244,8 @@ class Application:
         if "panel" in modes:
             # Declared before there is a worker, which looks for kinds of jobs only once.
             import quazzar.panel.accounts.jobs  # noqa: PLC0415
-            import quazzar.panel.alerts.jobs  # noqa: F401, PLC0415
+            import quazzar.panel.alerts.jobs  # noqa: PLC0415
+            import quazzar.panel.commands.jobs  # noqa: F401, PLC0415
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
