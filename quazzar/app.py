@@ -49,6 +49,7 @@ from quazzar.events.events import SystemStarted
 from quazzar.events.feed import Feed
 from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
+from quazzar.instance.apps.auto_updating import AutoUpdater
 from quazzar.instance.apps.disks import DiskMeter
 from quazzar.instance.apps.exec import Terminals
 from quazzar.instance.apps.exec_routes import ExecController
@@ -240,7 +241,8 @@ class Application:
             )
             collector = Collector(database, self._runtime)
             usage = collector.usage
-            on_engine = [self._reconciler, collector, DiskMeter(database, self._runtime), self._terminals]
+            updater = AutoUpdater(database, keyring, settings)
+            on_engine = [self._reconciler, collector, DiskMeter(database, self._runtime), self._terminals, updater]
         if "panel" in modes:
             # Declared before there is a worker, which looks for kinds of jobs only once.
             import quazzar.panel.accounts.jobs  # noqa: PLC0415

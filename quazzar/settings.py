@@ -300,6 +300,15 @@ class Apps(msgspec.Struct, frozen=True, kw_only=True):
             description="Days that a deleted app stays in the trash with its data; 0 removes it at once.", ge=0, le=3650
         ),
     ] = 7
+    update_check_hours: Annotated[
+        int,
+        Meta(
+            description="Hours between two questions to the registries of apps' images for newer ones; 0 asks only when"
+            " told to.",
+            ge=0,
+            le=720,
+        ),
+    ] = 24
 
 
 class Webhooks(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,12 +21,13 @@ from quazzar.core.auth import Principal, principal_of
 from quazzar.core.db import Database
 from quazzar.core.errors import BadRequest, Unavailable
 from quazzar.core.http import caller_of
+from quazzar.core.jobs import wait_for
 from quazzar.core.paging import DEFAULT_LIMIT, MOST, Page, page_of, paged
 from quazzar.core.sse import ServerEvent, server_events
 from quazzar.events.schemas import EventOut, Wanted
 from quazzar.events.service import EventService
 from quazzar.events.store import Scope
-from quazzar.instance.apps import service, trash_store
+from quazzar.instance.apps import checking, service, trash_store
 from quazzar.instance.apps.errors import ServiceNotFound
 from quazzar.instance.apps.history import read_history
 from quazzar.instance.apps.models import AppStatus
@@ -48,6 +49,8 @@ AppRequest = Request[Any, Any, State]
 MOST_SEARCHED_LINES = 10_000
 MOST_ANSWER_CHARACTERS = 8 * 1024 * 1024
 STATS_SECONDS = 2.0
+CHECK_WAIT_SECONDS = 20.0
+"""How long a request waits for registries."""
 _STATUSES = get_args(AppStatus)
 _APP_ID = r"app_[a-z2-7]{26}"
 _VISIBLE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,100}\Z")
@@ -195,6 +198,27 @@ async def uninstall_answer(request: AppRequest, app_id: str, *, keep_data: bool,
         job_id = await apps.uninstall(app_id, keep_data=keep_data, purge=purge)
     row = await service.wait_until_gone(database, app_id, job_id)
     return Response(None, status_code=204) if row is None else Response(row, status_code=200)
+
+
+# --- newer versions ------------------------------------------------------------------------------------------------
+
+
+async def checked_answer(request: AppRequest, app_id: str) -> Response[AppOut]:
+    """The app once the catalogue and the registries were asked, or as it is when that takes longer than a request.
+
+    Raises `AppNotFound`, `AppBusy`, `RuntimeUnavailable`.
+    """
+    state = request.app.state
+    principal = principal_of(request)
+    database: Database = state.database
+    async with database.begin(user=principal.user_id) as session:
+        session.info["caller"] = caller_of(request)
+        apps = service.AppService(session, principal, keyring=state.keyring, settings=state.settings)
+        job_id = await checking.begin_check(apps, app_id)
+    job = await wait_for(database, job_id, CHECK_WAIT_SECONDS)
+    if job is not None and job.status == "failed":
+        raise RuntimeUnavailable(job.error)
+    return full_answer(await service.read_app(database, principal, app_id))
 
 
 # --- logs ----------------------------------------------------------------------------------------------------------

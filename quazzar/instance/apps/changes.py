@@ -9,7 +9,7 @@ from quazzar.core.db import unique_or
 from quazzar.core.errors import Invalid
 from quazzar.core.records import audit
 from quazzar.core.schema import UNSET, UnsetType, given
-from quazzar.instance.apps import changes_store, changing, store
+from quazzar.instance.apps import auto_update, changes_store, changing, store, updates_store
 from quazzar.instance.apps.building import (
     Reshaped,
     build_spec,
@@ -48,18 +48,25 @@ async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
     former = open_config(app, apps.keyring)
     labels = _labels(settled.labels, data.labels)
     problems = _label_problems(labels)
+    if data.auto_update is not UNSET:
+        problems |= await auto_update.problems_of(apps, app, data.auto_update)
     try:
         config = check_config(template, {} if data.config is UNSET else data.config, previous=former)
     except Invalid as error:
         raise Invalid(details={**error.details, **problems}) from None
     if problems:
         raise Invalid(details=problems)
-    policy = app.restart_policy if data.restart_policy is UNSET else data.restart_policy
+    restart_policy = app.restart_policy if data.restart_policy is UNSET else data.restart_policy
     becomes = await _reshape(
-        apps, app, template, config, resources=_laid_over(app.resources, data.resources), restart_policy=policy
+        apps, app, template, config, resources=_laid_over(app.resources, data.resources), restart_policy=restart_policy
     )
-    before = _shown(app) | {"labels": settled.labels}
-    audit(apps.session, "app.patch", subject=app_id, before=before, after=_shown(becomes.app) | {"labels": labels})
+    before, after = _shown(app) | {"labels": settled.labels}, _shown(becomes.app) | {"labels": labels}
+    if data.auto_update is not UNSET:
+        policy = await updates_store.get_policy(apps.session, app_id, lock=True)
+        becoming = auto_update.with_opening(policy, auto_update.laid_over(policy, data.auto_update))
+        await updates_store.put_policy(apps.session, app_id, becoming)
+        before["auto_update"], after["auto_update"] = auto_update.shown(policy), auto_update.shown(becoming)
+    audit(apps.session, "app.patch", subject=app_id, before=before, after=after)
     await changes_store.set_app(apps.session, app_id, {"labels": labels})
     await _hold_ports(apps, app_id, becomes)
     if settled.status != "stopped" and _differs(apps, app, becomes):
@@ -72,15 +79,18 @@ async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
     return await apps.show(app_id)
 
 
-async def update(apps: AppService, app_id: str, data: AppUpdate) -> FullAppRow:
-    """Have the app updated, or its images made current where it has the newest version. Raises as `patch`."""
+async def update(apps: AppService, app_id: str, data: AppUpdate, *, automatic: bool = False) -> FullAppRow:
+    """Have the app updated, or its images made current where it has the newest version. Raises as `patch`.
+
+    An `automatic` one nobody asked for; when it does not go through it is not begun a second time by itself.
+    """
     settled, becomes = await _updated(apps, app_id, data)
     if becomes.refusals:
         raise PortTaken(details=becomes.refusals)
     before, after = {"version": settled.held.version}, {"version": becomes.app.version}
     audit(apps.session, "app.update", subject=app_id, before=before, after=after)
     await _hold_ports(apps, app_id, becomes)
-    await _begin(apps, settled, becomes, kind="update", snapshot=new_snapshot())
+    await _begin(apps, settled, becomes, kind="update", snapshot=new_snapshot(), automatic=automatic)
     return await apps.show(app_id)
 
 
@@ -157,7 +167,7 @@ async def _updated(apps: AppService, app_id: str, data: AppUpdate) -> tuple[chan
 
 
 async def _newer(apps: AppService, app: store.Held, version: str | None) -> Template:
-    """The template to update to; an app without one keeps its own, and gets newer images."""
+    """The template to update to; an app without one, or whose version is gone from there, keeps its own."""
     if app.template is None:
         if version is not None:
             raise Invalid(details={"version": "An app that is not from the catalogue has no versions"})
@@ -165,11 +175,12 @@ async def _newer(apps: AppService, app: store.Held, version: str | None) -> Temp
     try:
         return await TemplateService(apps.session).find(app.template, version)
     except TemplateVersionNotFound:
-        raise Invalid(details={"version": "The template has no such version"}) from None
+        if version != app.version:
+            raise Invalid(details={"version": "The template has no such version"}) from None
     except TemplateNotFound:
-        if version is not None:
+        if version not in {None, app.version}:
             raise Invalid(details={"version": "The template is not there any more"}) from None
-        return template_of(app)
+    return template_of(app)
 
 
 async def _reshape(

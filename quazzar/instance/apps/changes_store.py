@@ -78,6 +78,7 @@ class Change(Shape, frozen=True):
     snapshot: str | None
     revision: int | None
     reason: str | None
+    automatic: bool
 
 
 _CHANGE = tuple(getattr(AppChange, name) for name in Change.__struct_fields__)

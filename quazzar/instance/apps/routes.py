@@ -20,6 +20,7 @@ from quazzar.instance.apps.answers import (
     ListOperation,
     LogQuery,
     changed_answer,
+    checked_answer,
     events_answer,
     full_answer,
     install_answer,
@@ -230,6 +231,20 @@ class AppController(Controller):
             if dry_run
             else changed_answer(await changes.update(apps, app_id, data))
         )
+
+    @post(
+        "/{app_id:str}/check-updates",
+        guards=[requires("apps:deploy")],
+        operation_id="CheckAppUpdates",
+        summary="Look for something newer now",
+        status_code=200,
+    )
+    async def check_app_updates(self, request: AppRequest, app_id: AppId) -> Response[AppOut]:
+        """Asks the catalogue and the registries of the app's images, as is done by itself once a day, and answers when
+        they have, or after 20 seconds: then a job goes on with it. `available_update` says what there is; a registry
+        that gave no answer is in `update_check`.
+        """
+        return await checked_answer(request, app_id)
 
     @post(
         "/{app_id:str}/rollback",

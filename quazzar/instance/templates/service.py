@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -236,6 +236,13 @@ class TemplateService:
         before = {"slug": slug, "versions": await store.find_versions(self.session, template_id)}
         audit(self.session, "template.delete", subject=template_id, before=before)
         await store.delete_template(self.session, template_id)
+
+
+async def newest_versions(session: AsyncSession, slugs: Collection[str]) -> dict[str, str]:
+    """Slug → the version that an install takes which names none; without those that are no template any more."""
+    packaged = await ready_catalogue()
+    found = {slug: packaged[slug].template.version for slug in slugs if slug in packaged}
+    return found | await store.find_newest(session, slugs)
 
 
 async def take_source(
