@@ -38,7 +38,7 @@ async def engine(app: RunningApp) -> AsyncIterator[MemoryEngine]:
 async def sql(app: RunningApp, statement: str, **values: Any) -> list[Any]:
     async with app.database.begin() as session:
         result = await session.execute(text(statement), values)
-        return list(result) if result.returns_rows else []
+        return list(result) if statement.startswith("SELECT") else []
 
 
 async def check(app: RunningApp) -> None:
