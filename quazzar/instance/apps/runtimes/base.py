@@ -357,6 +357,9 @@ class Runtime(Protocol):
     async def snapshots(self, app_id: str) -> Sequence[str]:
         """The names of all snapshots of the app, also of those that are not whole."""
 
+    async def tidy(self) -> None:
+        """Remove what copies of data that were broken off have left besides the data; a copy in progress goes on."""
+
     async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
         """Make copies of all volumes of one app the volumes of another, of which no container is there yet."""
 

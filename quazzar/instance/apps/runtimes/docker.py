@@ -207,6 +207,9 @@ class DockerRuntime:
     async def snapshots(self, app_id: str) -> Sequence[str]:
         return await self._volumes.snapshots(app_id)
 
+    async def tidy(self) -> None:
+        await self._volumes.close_doors()
+
     async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
         await self._volumes.clone(source_app_id, target.app_id, report)
 

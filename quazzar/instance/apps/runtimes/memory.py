@@ -524,6 +524,9 @@ class MemoryRuntime:
         await self.engine.reach("list")
         return sorted(name for owner, name in self.engine.snapshots if owner == app_id)
 
+    async def tidy(self) -> None:
+        await self.engine.reach("tidy")
+
     async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
         volumes = sorted(self.engine.volumes.get(source_app_id, ()))
         for index, volume in enumerate(volumes):

@@ -8,6 +8,7 @@ first, and while it is there the copies are whole.
 
 import contextlib
 import re
+import secrets
 import tarfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -39,6 +40,8 @@ _MIB: Final = 1024 * 1024
 class Volumes:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._open: set[str] = set()
+        """The names of the doors that are in use, or are about to be."""
 
     async def find(self, app_id: str | None, key: str) -> list[dict[str, Any]]:
         """Our volumes with the label `key`, of one app or of all."""
@@ -208,19 +211,24 @@ class Volumes:
                 "Mounts": [objects.volume_mount(name, f"/{VOLUME_ROOT}", read_only=read_only)],
             },
         }
+        door = f"quazzar-door-{secrets.token_hex(8)}"
+        self._open.add(door)
         try:
-            door = await self._create(config)
-        except ImageNotFound:
-            await self._make_image()
-            door = await self._create(config)
-        try:
-            yield door
+            try:
+                await self._create(config, door)
+            except ImageNotFound:
+                await self._make_image()
+                await self._create(config, door)
+            try:
+                yield door
+            finally:
+                await delete_container(self._engine, door)
         finally:
-            await delete_container(self._engine, door)
+            self._open.discard(door)
 
-    async def _create(self, config: dict[str, Any]) -> str:
+    async def _create(self, config: dict[str, Any], name: str) -> None:
         async with self._engine.call(CHANGE_SECONDS) as client:
-            return (await client.containers.create(config)).id
+            await client.containers.create(config, name=name)
 
     async def _make_image(self) -> None:
         repository, tag = _IMAGE
@@ -233,13 +241,21 @@ class Volumes:
             last=CHANGE_SECONDS,
         )
 
+    async def close_doors(self) -> None:
+        """Remove all that are not in use: a process left them that was killed while it copied, or the engine was."""
+        await self._close(objects.filters(None, objects.DOOR))
+
     async def _close_doors(self, app_id: str, name: str) -> None:
-        """Remove what a process left that was killed while it copied."""
-        filters = msgspec.json.encode(objects.filters(app_id, f"{objects.DOOR}={name}")).decode()
+        """Remove what keeps a volume from being removed."""
+        await self._close(objects.filters(app_id, f"{objects.DOOR}={name}"))
+
+    async def _close(self, filters: Mapping[str, Any]) -> None:
         async with self._engine.call() as client:
-            left = await client.containers.list(all=True, filters=filters)
-        for one in left:
-            await delete_container(self._engine, one.id)
+            found = await client.containers.list(all=True, filters=msgspec.json.encode(filters).decode())
+        for one in found:
+            names = {name.removeprefix("/") for name in one._container["Names"] or ()}  # noqa: SLF001 - no other door
+            if not names & self._open:
+                await delete_container(self._engine, one.id)
 
 
 async def _whole(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
