@@ -202,6 +202,13 @@ class DockerEngine:
         self._dockerd.wait()
         self._dockerd = None
 
+    def end(self) -> None:
+        """The engine is stopped in order, as for an upgrade of it; its containers end too unless they live on."""
+        assert self._dockerd is not None
+        self._dockerd.terminate()
+        self._dockerd.wait()
+        self._dockerd = None
+
     def freeze(self) -> None:
         """The engine takes connections but answers nothing any more."""
         assert self._dockerd is not None

@@ -11,7 +11,7 @@ import os
 import secrets
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -294,8 +294,10 @@ class Scene:
 
 
 @contextlib.contextmanager
-def scene(folder: Path, *, docker_host: str | None = None, live_restore: bool = True) -> Iterator[Scene]:
-    """A product that has started on an engine of its own; it speaks to `docker_host` where that is given."""
+def scene(
+    folder: Path, *, through: Callable[[DockerEngine], str] | None = None, live_restore: bool = True
+) -> Iterator[Scene]:
+    """A product that has started on an engine of its own; `through` may give another address to speak to it."""
     with (
         docker_engine(folder, live_restore=live_restore) as engine,
         registry(folder, engine) as images,
@@ -303,7 +305,7 @@ def scene(folder: Path, *, docker_host: str | None = None, live_restore: bool = 
             folder / "data",
             mode="instance",
             QUAZZAR_RUNTIME_DRIVER="docker",
-            QUAZZAR_RUNTIME_DOCKER_HOST=docker_host or engine.host,
+            QUAZZAR_RUNTIME_DOCKER_HOST=through(engine) if through is not None else engine.host,
         ) as one,
     ):
         found = Scene(one, engine, images.name)

@@ -17,9 +17,11 @@ from litestar.openapi.spec import Operation, Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from quazzar.core import exchange
 from quazzar.core.auth import Principal, principal_of
 from quazzar.core.db import Database
 from quazzar.core.errors import BadRequest, Unavailable
+from quazzar.core.gate import roll_back
 from quazzar.core.http import caller_of
 from quazzar.core.jobs import wait_for
 from quazzar.core.paging import DEFAULT_LIMIT, MOST, Page, page_of, paged
@@ -28,6 +30,7 @@ from quazzar.events.schemas import EventOut, Wanted
 from quazzar.events.service import EventService
 from quazzar.events.store import Scope
 from quazzar.instance.apps import checking, service, trash_store
+from quazzar.instance.apps.dry_run import PlannedUpdate, asked
 from quazzar.instance.apps.errors import ServiceNotFound
 from quazzar.instance.apps.history import read_history
 from quazzar.instance.apps.models import AppStatus
@@ -42,6 +45,7 @@ from quazzar.instance.apps.schemas import (
     ListedApp,
     LogLineOut,
     Range,
+    UpdatePlan,
 )
 
 AppRequest = Request[Any, Any, State]
@@ -159,10 +163,6 @@ def install_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
     return cast("Response[AppOut | AppPlan]", Response(row, headers={"Location": f"/api/apps/{row.id}"}))
 
 
-def changed_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
-    return cast("Response[AppOut | AppPlan]", Response(row))
-
-
 def plan_answer(plan: AppPlan) -> Response[AppOut | AppPlan]:
     return Response(plan, status_code=200)
 
@@ -198,6 +198,20 @@ async def uninstall_answer(request: AppRequest, app_id: str, *, keep_data: bool,
         job_id = await apps.uninstall(app_id, keep_data=keep_data, purge=purge)
     row = await service.wait_until_gone(database, app_id, job_id)
     return Response(None, status_code=204) if row is None else Response(row, status_code=200)
+
+
+# --- updates -------------------------------------------------------------------------------------------------------
+
+
+def updated_answer(row: FullAppRow) -> Response[AppOut | UpdatePlan]:
+    return cast("Response[AppOut | UpdatePlan]", Response(row))
+
+
+async def update_plan_answer(request: AppRequest, planned: PlannedUpdate) -> Response[AppOut | UpdatePlan]:
+    """What an update would do. A dry run writes nothing: its transaction is over before registries are asked."""
+    request.scope["state"]["idempotent"] = None
+    await roll_back(cast("exchange.Scope", request.scope))
+    return Response(await asked(planned, request.app.state.runtime))
 
 
 # --- newer versions ------------------------------------------------------------------------------------------------

@@ -20,11 +20,13 @@ from quazzar.instance.apps.building import (
     url_of,
 )
 from quazzar.instance.apps.changes_store import new_snapshot
+from quazzar.instance.apps.dry_run import PlannedUpdate
 from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, NothingToRollBack, PortTaken
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import service_digest
-from quazzar.instance.apps.schemas import AppPatch, AppPlan, AppUpdate, FullAppRow, PortOut, VolumeOut
+from quazzar.instance.apps.schemas import AppPatch, AppUpdate, FullAppRow, PortOut, UpdatePlan, VolumeOut
 from quazzar.instance.apps.service import AppService
+from quazzar.instance.registries.service import logins_for
 from quazzar.instance.templates.config import check_config
 from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
 from quazzar.instance.templates.service import TemplateService
@@ -94,23 +96,34 @@ async def update(apps: AppService, app_id: str, data: AppUpdate, *, automatic: b
     return await apps.show(app_id)
 
 
-async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> AppPlan:
-    """What `update` would do; nothing is done."""
-    _, becomes = await _updated(apps, app_id, data)
-    template = template_of(becomes.app)
-    limits = [service.resources.memory_bytes for service in becomes.spec.services]
-    ports = shown_ports(template, becomes.spec, url_of(apps.settings))["ports"]
-    return AppPlan(
+async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> PlannedUpdate:
+    """What `update` would do, as far as that can be said without asking registries; nothing is done.
+
+    Raises as `update`, but tells of ports that are taken in `refusals`.
+    """
+    settled, becomes = await _updated(apps, app_id, data)
+    template, spec = template_of(becomes.app), becomes.spec
+    limits = [service.resources.memory_bytes for service in spec.services]
+    plan = UpdatePlan(
         name=becomes.app.name,
         template=becomes.app.template,
         version=becomes.app.version,
-        images=sorted({service.image for service in becomes.spec.services}),
-        services=[service.name for service in becomes.spec.services],
-        ports=[msgspec.convert(port, PortOut) for port in ports],
-        volumes=[VolumeOut(name=name) for name in becomes.spec.volumes],
+        former_version=settled.held.version,
+        images=sorted({service.image for service in spec.services}),
+        services=[service.name for service in spec.services],
+        ports=[msgspec.convert(port, PortOut) for port in shown_ports(template, spec, url_of(apps.settings))["ports"]],
+        volumes=[VolumeOut(name=name) for name in spec.volumes],
         memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
+        snapshot_bytes=await updates_store.get_data_bytes(apps.session, app_id),
         notes=list(template.notes),
         refusals=becomes.refusals,
+    )
+    return PlannedUpdate(
+        plan=plan,
+        former=build_spec(settled.held, apps.keyring),
+        spec=spec,
+        images=settled.held.images,
+        logins=await logins_for(apps.session, apps.keyring, plan.images),
     )
 
 

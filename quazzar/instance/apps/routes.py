@@ -19,7 +19,6 @@ from quazzar.instance.apps import changes, cloning, importing
 from quazzar.instance.apps.answers import (
     ListOperation,
     LogQuery,
-    changed_answer,
     checked_answer,
     events_answer,
     full_answer,
@@ -31,6 +30,8 @@ from quazzar.instance.apps.answers import (
     stats_answer,
     times_of,
     uninstall_answer,
+    update_plan_answer,
+    updated_answer,
 )
 from quazzar.instance.apps.schemas import (
     AppClone,
@@ -45,6 +46,7 @@ from quazzar.instance.apps.schemas import (
     ListedApp,
     LogLineOut,
     Range,
+    UpdatePlan,
 )
 from quazzar.instance.apps.service import AppService, read_app
 from quazzar.instance.apps.trash import undelete
@@ -219,18 +221,23 @@ class AppController(Controller):
         status_code=200,
     )
     async def update_app(
-        self, apps: NamedDependency[AppService], app_id: AppId, data: JSONBody[AppUpdate], dry_run: Flag = False
-    ) -> Response[AppOut | AppPlan]:
+        self,
+        request: AppRequest,
+        apps: NamedDependency[AppService],
+        app_id: AppId,
+        data: JSONBody[AppUpdate],
+        dry_run: Flag = False,
+    ) -> Response[AppOut | UpdatePlan]:
         """To the newest version or the one that is named; an app that has it gets the images that its tags mean now.
 
         New images are pulled first, then the app is stopped, its data copied, its containers made anew. Unless all
         services are well in time, the former version runs again with the data that it had; the job says why.
+
+        With `dry_run=true` the registries are asked what the images are by now, and nothing is done.
         """
-        return (
-            plan_answer(await changes.plan_update(apps, app_id, data))
-            if dry_run
-            else changed_answer(await changes.update(apps, app_id, data))
-        )
+        if dry_run:
+            return await update_plan_answer(request, await changes.plan_update(apps, app_id, data))
+        return updated_answer(await changes.update(apps, app_id, data))
 
     @post(
         "/{app_id:str}/check-updates",

@@ -347,6 +347,29 @@ class AppPlan(Out, kw_only=True):
     notes: list[str]
 
 
+class ImageChange(Out, kw_only=True):
+    """An image of the app before and after; `digest` is null where its registry could not be asked."""
+
+    image: str
+    former_digest: str | None
+    digest: str | None
+
+
+class UpdatePlan(AppPlan, kw_only=True):
+    """What an update would do; nothing at all where neither `recreated` nor `removed` name a service.
+
+    The app would stand still while its data is copied aside, for which `snapshot_bytes` are needed on the disk (null
+    until they are measured), and its `recreated` services are made anew. Services that are not named there run on as
+    they are, or are started again.
+    """
+
+    former_version: str | None
+    image_changes: list[ImageChange] = []
+    recreated: list[str] = []
+    removed: list[str] = []
+    snapshot_bytes: int | None
+
+
 class LogLineOut(Out, kw_only=True):
     """`time` is left out with `timestamps=false`."""
 

@@ -108,6 +108,17 @@ async def forget_available(session: AsyncSession, app_id: str) -> None:
     await session.execute(update(App).where(App.id == app_id).values(update_available=False))
 
 
+_DATA_BYTES = text(
+    "SELECT sum(CAST(value AS bigint)) FROM app_disks, LATERAL jsonb_each_text(volumes) WHERE app_id = :app_id"
+)
+
+
+async def get_data_bytes(session: AsyncSession, app_id: str) -> int | None:
+    """How much data an app had when it was measured last; None if it never was."""
+    found = (await session.execute(_DATA_BYTES, {"app_id": app_id})).scalar_one()
+    return int(found) if found is not None else None
+
+
 # Registries
 
 
