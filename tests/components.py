@@ -359,16 +359,21 @@ class DockerEngine:
 
 
 @contextlib.contextmanager
-def docker_engine(tmp_path: Path, *options: str, live_restore: bool = True) -> Iterator[DockerEngine]:
+def docker_engine(
+    tmp_path: Path, *options: str, live_restore: bool = True, disk_bytes: int | None = None
+) -> Iterator[DockerEngine]:
     """A running engine in a network namespace of its own; everything of it is gone at the end.
 
-    Its folder lies outside of `tmp_path`, whose name is too long for a socket; the engine's log is put there.
+    Its folder lies outside of `tmp_path`, whose name is too long for a socket; the engine's log is put there. With
+    `disk_bytes` its images and volumes lie on a file system of their own of that size.
     """
     require("docker")
     folder = Path(tempfile.mkdtemp(prefix="qz-"))
     try:
         with network_namespace() as namespace:
             engine = DockerEngine(folder, namespace, options, live_restore=live_restore)
+            if disk_bytes is not None:
+                _mount_disk(folder, disk_bytes)
             try:
                 engine.start()
                 yield engine
@@ -420,8 +425,8 @@ class FaultyLine:
     """A line to a registry, in the engine's network namespace, that tests break; `name` is what images carry.
 
     `fault` may change at any time: None lets everything through; `silence` takes connections and says nothing; `page`
-    answers with `PAGE`, as a server that is no registry does; `stall` and `drop` fall silent or hang up in the middle
-    of a layer. `layers` counts the layers that were asked for.
+    answers with `PAGE`, as a server that is no registry does, and `busy` with 429, as one that wants fewer questions;
+    `stall` and `drop` fall silent or hang up in the middle of a layer. `layers` counts the layers that were asked for.
     """
 
     PAGE = "internal page: canary-of-an-inner-server"
@@ -430,7 +435,7 @@ class FaultyLine:
 
     def __init__(self, namespace: Namespace, behind: Registry) -> None:
         self.name = ""
-        self.fault: Literal["silence", "page", "stall", "drop"] | None = None
+        self.fault: Literal["silence", "page", "busy", "stall", "drop"] | None = None
         self.layers = 0
         self._namespace = namespace
         self._behind = int(behind.name.rpartition(":")[2])
@@ -494,6 +499,12 @@ class FaultyLine:
             writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.PAGE)}\r\n\r\n{self.PAGE}".encode())
             await writer.drain()
             return
+        if self.fault == "busy":
+            body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "canary-of-a-busy-registry"}]}'
+            fields = f"Content-Type: application/json\r\nRetry-After: 3600\r\nContent-Length: {len(body)}"
+            writer.write(f"HTTP/1.1 429 Too Many Requests\r\n{fields}\r\n\r\n".encode() + body)
+            await writer.drain()
+            return
         inner, outer = await asyncio.open_connection("127.0.0.1", self._behind)
         try:
             outer.write(head)
@@ -555,6 +566,15 @@ def busybox_root(files: Mapping[str, bytes]) -> bytes:
                 entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(entry)
     return buffer.getvalue()
+
+
+def _mount_disk(folder: Path, size_bytes: int) -> None:
+    disk = folder / "disk.ext4"
+    with disk.open("wb") as file:
+        file.truncate(size_bytes)
+    (folder / "data").mkdir()
+    _run("mkfs.ext4", "-q", "-m", "0", str(disk))
+    _run("mount", "-o", "loop", str(disk), str(folder / "data"))
 
 
 def _unmount_below(folder: Path) -> None:

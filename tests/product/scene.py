@@ -19,7 +19,7 @@ import asyncpg
 import httpx
 
 from quazzar.core.postgres import EmbeddedPostgres
-from tests.components import DockerEngine, docker_engine, registry
+from tests.components import DockerEngine, FaultyLine, Registry, docker_engine, faulty_line, registry
 from tests.factories.apps import TRANSITIONAL, unique
 from tests.product.process import Product, product
 
@@ -68,17 +68,19 @@ _SECOND = "grep -q ^2: /data/word || sed -i s/^/2:/ /data/word;"
 
 
 class Scene:
-    def __init__(self, one: Product, engine: DockerEngine, host: str) -> None:
+    def __init__(self, one: Product, engine: DockerEngine, images: Registry, line: FaultyLine) -> None:
         self.product = one
         self.engine = engine
-        self.host = host
+        self.images = images
+        self.line = line
+        self.host = line.name
         self.slug = unique("scene")
         self.http = httpx.Client(base_url=one.url, timeout=60)
 
     def begin(self) -> None:
         self.engine.import_busybox("quazzar-test/base:1")
         for name in ("web:1.0", "web:2.0", "db:1"):
-            self.engine.publish(f"{self.host}/{name}")
+            self.engine.publish(f"{self.images.name}/{name}")
         self.product.start()
         self.product.setup()
         self.log_in()
@@ -295,12 +297,17 @@ class Scene:
 
 @contextlib.contextmanager
 def scene(
-    folder: Path, *, through: Callable[[DockerEngine], str] | None = None, live_restore: bool = True
+    folder: Path,
+    *options: str,
+    through: Callable[[DockerEngine], str] | None = None,
+    live_restore: bool = True,
+    disk_bytes: int | None = None,
 ) -> Iterator[Scene]:
     """A product that has started on an engine of its own; `through` may give another address to speak to it."""
     with (
-        docker_engine(folder, live_restore=live_restore) as engine,
+        docker_engine(folder, *options, live_restore=live_restore, disk_bytes=disk_bytes) as engine,
         registry(folder, engine) as images,
+        faulty_line(engine, images) as line,
         product(
             folder / "data",
             mode="instance",
@@ -308,7 +315,7 @@ def scene(
             QUAZZAR_RUNTIME_DOCKER_HOST=through(engine) if through is not None else engine.host,
         ) as one,
     ):
-        found = Scene(one, engine, images.name)
+        found = Scene(one, engine, images, line)
         try:
             found.begin()
             yield found
