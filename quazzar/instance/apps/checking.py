@@ -182,6 +182,8 @@ class _Check:
 
     async def _write(self, app: Checked, version: str | None, images: Sequence[str] | None) -> None:
         """Write down what there is of an app; `images` are those that were to be asked for, None for not at all."""
+        if images is None and version == _other_version(app):
+            return
         known = [name for name in images or () if name in self.digests]
         reason = next((self.reasons[name] for name in images or () if name in self.reasons), None)
         moved = [
@@ -198,7 +200,7 @@ class _Check:
                 await self._found(session, now, version, [])
             elif moved:
                 await self._found(session, now, app.held.version, moved)
-            elif now.available is not None and (asked_all or now.available.version != app.held.version):
+            elif now.available is not None and (asked_all or _other_version(now) is not None):
                 await updates_store.set_available(session, app.held.id, None, announced=now.announced)
             if asked_all or reason is not None:
                 await updates_store.set_checked(session, app.held.id, again=self._again(images or ()), error=reason)
@@ -230,6 +232,12 @@ class _Check:
         pauses = [self.pauses[registry_of(name)].until_at - now for name in images if registry_of(name) in self.pauses]
         paused = [one for one in pauses if one > timedelta(0)]
         return min(paused) if paused else _jittered(self.every)
+
+
+def _other_version(app: Checked) -> str | None:
+    """The version that is known to be there for an app, None where it is only other images."""
+    known = app.available
+    return known.version if known is not None and known.version != app.held.version else None
 
 
 def _jittered(length: timedelta) -> timedelta:
