@@ -200,7 +200,7 @@ async def test_a_registry_that_wants_no_questions_is_left_alone(
             await check(app)
     engine._faults.clear()
     await check(app)
-    assert await sql(app, "SELECT FROM registry_pauses WHERE host = :host", host=host) == []
+    assert await sql(app, "SELECT host FROM registry_pauses WHERE host = :host", host=host) == []
     assert (await show(admin, app_id))["update_check"]["error"] is None
 
 
@@ -214,7 +214,7 @@ async def test_an_image_that_is_gone_is_said_of_its_app_alone(
     found = await now(admin, app_id)
     assert image in found["update_check"]["error"]
     assert found["available_update"] is None
-    assert await sql(app, "SELECT FROM registry_pauses") == []
+    assert await sql(app, "SELECT host FROM registry_pauses") == []
 
 
 async def test_a_private_registry_is_asked_with_its_login(
