@@ -23,6 +23,7 @@ import tarfile
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -421,24 +422,10 @@ def registry(tmp_path: Path, engine: DockerEngine, *, users: Mapping[str, str] |
         process.wait()
 
 
-class FaultyLine:
-    """A line to a registry, in the engine's network namespace, that tests break; `name` is what images carry.
+class Line(ABC):
+    """A server in a thread of its own, between somebody and what is behind it."""
 
-    `fault` may change at any time: None lets everything through; `silence` takes connections and says nothing; `page`
-    answers with `PAGE`, as a server that is no registry does, and `busy` with 429, as one that wants fewer questions;
-    `stall` and `drop` fall silent or hang up in the middle of a layer. `layers` counts the layers that were asked for.
-    """
-
-    PAGE = "internal page: canary-of-an-inner-server"
-    HEAD_BYTES = 20_000
-    """What still comes through of a broken layer."""
-
-    def __init__(self, namespace: Namespace, behind: Registry) -> None:
-        self.name = ""
-        self.fault: Literal["silence", "page", "busy", "stall", "drop"] | None = None
-        self.layers = 0
-        self._namespace = namespace
-        self._behind = int(behind.name.rpartition(":")[2])
+    def __init__(self) -> None:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._work)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -453,11 +440,15 @@ class FaultyLine:
         self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join(20)
 
+    @abstractmethod
+    async def _listen(self, accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> asyncio.Server:
+        """The server that gives every connection to `accept`."""
+
+    @abstractmethod
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+
     def _work(self) -> None:
-        # A thread of its own can be in another network than the rest of the process; its sockets are there.
-        with Path(f"/run/netns/{self._namespace.name}").open() as namespace:
-            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000) != 0:
-                raise OSError(ctypes.get_errno(), "setns")
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
@@ -475,14 +466,46 @@ class FaultyLine:
                 running.discard(task)
                 writer.close()
 
-        server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        self.name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await self._listen(accept)
         self._ready.set()
         await self._ending.wait()
         server.close()
         for task in list(running):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+class FaultyLine(Line):
+    """A line to a registry, in the engine's network namespace, that tests break; `name` is what images carry.
+
+    `fault` may change at any time: None lets everything through; `silence` takes connections and says nothing; `page`
+    answers with `PAGE`, as a server that is no registry does, and `busy` with 429, as one that wants fewer questions;
+    `stall` and `drop` fall silent or hang up in the middle of a layer. `layers` counts the layers that were asked for.
+    """
+
+    PAGE = "internal page: canary-of-an-inner-server"
+    HEAD_BYTES = 20_000
+    """What still comes through of a broken layer."""
+
+    def __init__(self, namespace: Namespace, behind: Registry) -> None:
+        super().__init__()
+        self.name = ""
+        self.fault: Literal["silence", "page", "busy", "stall", "drop"] | None = None
+        self.layers = 0
+        self._namespace = namespace
+        self._behind = int(behind.name.rpartition(":")[2])
+
+    def _work(self) -> None:
+        # A thread of its own can be in another network than the rest of the process; its sockets are there.
+        with Path(f"/run/netns/{self._namespace.name}").open() as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+        super()._work()
+
+    async def _listen(self, accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> asyncio.Server:
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        self.name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return server
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (first := await reader.readexactly(1)) == b"\x16":

@@ -1,11 +1,11 @@
 """A line to the engine that counts what is asked of it, and at one of these calls does something to the engine."""
 
 import asyncio
-import contextlib
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from tests.components import Line
 
 When = Literal["before", "after"]
 Fault = Callable[[], None]
@@ -13,7 +13,7 @@ Fault = Callable[[], None]
 _CHANGING = {b"POST", b"PUT", b"DELETE"}
 
 
-class EngineLine:
+class EngineLine(Line):
     """A socket in place of the engine's. Calls that change something are counted.
 
     At the one that is armed the fault happens before the engine hears of it, or after it has done it: then the caller
@@ -21,24 +21,12 @@ class EngineLine:
     """
 
     def __init__(self, path: Path, behind: Path) -> None:
+        super().__init__()
         self.host = f"unix://{path}"
         self.calls: list[str] = []
         self._path = path
         self._behind = behind
         self._armed: tuple[int, When, Fault] | None = None
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ending = asyncio.Event()
-
-    def start(self) -> None:
-        self._thread.start()
-        assert self._ready.wait(20)
-
-    def stop(self) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._ending.set)
-        self._thread.join(20)
 
     def count(self) -> None:
         """Begin to count anew."""
@@ -56,28 +44,8 @@ class EngineLine:
     def disarm(self) -> None:
         self._armed = None
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        running: set[asyncio.Task[None]] = set()
-
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            running.add(task)
-            try:
-                with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                    await self._pass_on(reader, writer)
-            finally:
-                running.discard(task)
-                writer.close()
-
-        server = await asyncio.start_unix_server(accept, self._path)
-        self._ready.set()
-        await self._ending.wait()
-        server.close()
-        for task in list(running):
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+    async def _listen(self, accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> asyncio.Server:
+        return await asyncio.start_unix_server(accept, self._path)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

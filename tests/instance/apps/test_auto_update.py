@@ -1,7 +1,6 @@
 """Updates that nobody asks for: what owners may say of them, when they begin, and what is never tried twice."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,7 +18,6 @@ from tests.factories.apps import (
     add_template,
     audited,
     begin_install,
-    engine_of,
     events_of,
     job_of,
     key_client,
@@ -28,7 +26,14 @@ from tests.factories.apps import (
     until,
     web_file,
 )
-from tests.instance.apps.test_changes import assert_old, changed, forget_images, old_app, two_versions
+from tests.instance.apps.test_changes import (  # noqa: F401 - the fixture is for all tests here
+    _at_once,
+    assert_old,
+    changed,
+    forget_images,
+    old_app,
+    two_versions,
+)
 from tests.instance.apps.test_update_checks import now, sql
 
 EVERY_MINUTE = {"cron": "* * * * *", "timezone": "UTC", "duration_minutes": 60}
@@ -37,19 +42,8 @@ NEW = "sha256:" + "7" * 64
 
 
 @pytest.fixture(autouse=True)
-async def _clean(app: RunningApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changing, "STEADY_SECONDS", 0.0)
+async def _nobody_else(app: RunningApp) -> None:
     await sql(app, "DELETE FROM app_auto_updates")
-
-
-@pytest.fixture
-async def engine(app: RunningApp) -> AsyncIterator[MemoryEngine]:
-    found = engine_of(app)
-    yield found
-    found.come_back()
-    found.unknown_images.clear()
-    found.moved_tags.clear()
-    found.behaviours.clear()
 
 
 @pytest.fixture

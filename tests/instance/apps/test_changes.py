@@ -1,7 +1,6 @@
 """PATCH, update and rollback: what is changed, and that whatever goes wrong the app is whole in its old state."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -16,7 +15,6 @@ from tests.factories.apps import (
     SECRET,
     add_template,
     audited,
-    engine_of,
     events_of,
     install,
     job_of,
@@ -34,16 +32,6 @@ OLD, NEW = b"old data", b"new data"
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changing, "STEADY_SECONDS", 0.0)
-
-
-@pytest.fixture
-async def engine(app: RunningApp) -> AsyncIterator[MemoryEngine]:
-    found = engine_of(app)
-    yield found
-    found.come_back()
-    found.unknown_images.clear()
-    found.behaviours.clear()
-    found.foreign_ports.clear()
 
 
 async def two_versions(client: httpx.AsyncClient) -> str:

@@ -1,7 +1,7 @@
 """Secrets of apps: made up, changed, made anew with a way back, and in no answer, event, record, log or column."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,13 +11,11 @@ from sqlalchemy import text
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Base
 from quazzar.core.secret import MASK
-from quazzar.instance.apps import changing
 from quazzar.instance.apps.runtimes.base import RuntimeFailure
 from quazzar.instance.apps.runtimes.memory import MemoryEngine
 from quazzar.instance.apps.service import reseal
 from tests.conftest import RunningApp
 from tests.factories.apps import (
-    engine_of,
     install,
     job_of,
     key_client,
@@ -25,22 +23,14 @@ from tests.factories.apps import (
     unique,
     until,
 )
-from tests.instance.apps.test_changes import ask, changed, two_versions
+from tests.instance.apps.test_changes import (  # noqa: F401 - the fixture is for all tests here
+    _at_once,
+    ask,
+    changed,
+    two_versions,
+)
 
 CANARY = "canary-of-a-secret"
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changing, "STEADY_SECONDS", 0.0)
-
-
-@pytest.fixture
-async def engine(app: RunningApp) -> AsyncIterator[MemoryEngine]:
-    found = engine_of(app)
-    yield found
-    found.come_back()
-    found.unknown_images.clear()
 
 
 def given(engine: MemoryEngine, app_id: str) -> tuple[str, str]:

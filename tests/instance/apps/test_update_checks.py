@@ -1,7 +1,6 @@
 """What newer there is of an app: found in the catalogue and at registries, told once, and asked for with restraint."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,28 +9,23 @@ import pytest
 from sqlalchemy import text
 
 from quazzar.core.jobs import JobRun
-from quazzar.instance.apps import changing, checking
+from quazzar.instance.apps import checking
 from quazzar.instance.apps.runtimes.base import RegistryUnreachable, RuntimeFailure, RuntimeUnavailable
 from quazzar.instance.apps.runtimes.memory import MemoryEngine
 from tests.conftest import RunningApp
-from tests.factories.apps import add_template, engine_of, events_of, install, key_client, show, unique, web_file
-from tests.instance.apps.test_changes import changed, old_app, two_versions
+from tests.factories.apps import add_template, events_of, install, key_client, show, unique, web_file
+from tests.instance.apps.test_changes import (  # noqa: F401 - the fixture is for all tests here
+    _at_once,
+    changed,
+    old_app,
+    two_versions,
+)
 
 NEW = "sha256:" + "7" * 64
 
 
 @pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changing, "STEADY_SECONDS", 0.0)
-
-
-@pytest.fixture
-async def engine(app: RunningApp) -> AsyncIterator[MemoryEngine]:
-    found = engine_of(app)
-    yield found
-    found.come_back()
-    found.unknown_images.clear()
-    found.moved_tags.clear()
+async def _no_pauses(app: RunningApp) -> None:
     await sql(app, "DELETE FROM registry_pauses")
 
 
