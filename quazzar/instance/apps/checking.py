@@ -73,21 +73,19 @@ class _Check:
         self.reasons: dict[str, str] = {}
         """Why one of them said nothing, by image."""
         self.pauses: dict[str, Pause] = {}
+        self.away: RuntimeUnavailable | None = None
+        """Why no registry can be asked at all."""
 
     async def look_at(self, apps: Sequence[Checked]) -> None:
         """Raises `JobFailed` while the engine is away, through which registries are asked."""
         newest = await self._newest(apps)
         newer = {one.held.id: self._newer_version(one, newest) for one in apps}
         images = {one.held.id: self._images(one) for one in apps if one.is_due and newer[one.held.id] is None}
-        away: RuntimeUnavailable | None = None
-        try:
-            await self._ask(dict.fromkeys(name for names in images.values() for name in names))
-        except RuntimeUnavailable as error:
-            away = error
+        await self._ask(dict.fromkeys(name for names in images.values() for name in names))
         for one in apps:
             await self._write(one, newer[one.held.id], images.get(one.held.id))
-        if away is not None:
-            raise JobFailed(away.message) from away
+        if self.away is not None:
+            raise JobFailed(self.away.message) from self.away
 
     async def _newest(self, apps: Iterable[Checked]) -> Mapping[str, str]:
         slugs = {one.held.template for one in apps if one.held.template is not None}
@@ -125,13 +123,9 @@ class _Check:
             async with gate:
                 await self._ask_registry(host, names)
 
-        tasks = [asyncio.create_task(one(host, names)) for host, names in by_host.items()]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as tasks:
+            for host, names in by_host.items():
+                tasks.create_task(one(host, names))
 
     async def _ask_registry(self, host: str, names: list[str]) -> None:
         pause = self.pauses.get(host)
@@ -145,23 +139,26 @@ class _Check:
         failed: list[RuntimeFailure] = []
 
         async def ask() -> None:
-            while left and not failed:
+            while left and not failed and self.away is None:
                 name = left.pop()
-                self.run.check_cancelled()
                 try:
                     self.digests[name] = await self._ask_for(name)
+                except RuntimeUnavailable as error:
+                    self.away = error
                 except RuntimeFailure as failure:
                     self.reasons[name] = failure.reason
                     self.run.log(failure.reason)
                     if isinstance(failure, RegistryUnreachable) or failure.code == _PAUSING:
                         failed.append(failure)
 
-        await asyncio.gather(*(ask() for _ in range(_AT_ONCE)))
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(_AT_ONCE):
+                tasks.create_task(ask())
         if failed:
             # What is asked for by many apps is said of all of them.
             self.reasons |= {name: failed[0].reason for name in names if name not in self.digests}
             await self._pause(host, (pause.failures if pause is not None else 0) + 1)
-        elif pause is not None:
+        elif pause is not None and self.away is None:
             async with self.run.begin() as session:
                 await updates_store.end_pauses(session, [host])
 
@@ -198,7 +195,7 @@ class _Check:
                 return
             if version is not None:
                 await self._found(session, now, version, [])
-            elif moved:
+            elif moved and (asked_all or now.available is None):
                 await self._found(session, now, app.held.version, moved)
             elif now.available is not None and (asked_all or _other_version(now) is not None):
                 await updates_store.set_available(session, app.held.id, None, announced=now.announced)
