@@ -23,7 +23,7 @@ from quazzar.instance.apps.changes_store import new_snapshot
 from quazzar.instance.apps.dry_run import PlannedUpdate
 from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, NothingToRollBack, PortTaken
 from quazzar.instance.apps.models import AppStatus
-from quazzar.instance.apps.runtimes.base import service_digest
+from quazzar.instance.apps.runtimes.base import RegistryLogin, RuntimeFailure, service_digest
 from quazzar.instance.apps.schemas import AppPatch, AppUpdate, FullAppRow, PortOut, UpdatePlan, VolumeOut
 from quazzar.instance.apps.service import AppService
 from quazzar.instance.registries.service import logins_for
@@ -103,19 +103,25 @@ async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> Planned
     """
     settled, becomes = await _updated(apps, app_id, data)
     template, spec = template_of(becomes.app), becomes.spec
+    images, notes = sorted({service.image for service in spec.services}), list(template.notes)
+    logins: dict[str, RegistryLogin] = {}
+    try:
+        logins = await logins_for(apps.session, apps.keyring, images)
+    except RuntimeFailure as failure:
+        notes.append(failure.reason)
     limits = [service.resources.memory_bytes for service in spec.services]
     plan = UpdatePlan(
         name=becomes.app.name,
         template=becomes.app.template,
         version=becomes.app.version,
         former_version=settled.held.version,
-        images=sorted({service.image for service in spec.services}),
+        images=images,
         services=[service.name for service in spec.services],
         ports=[msgspec.convert(port, PortOut) for port in shown_ports(template, spec, url_of(apps.settings))["ports"]],
         volumes=[VolumeOut(name=name) for name in spec.volumes],
         memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
         snapshot_bytes=await updates_store.get_data_bytes(apps.session, app_id),
-        notes=list(template.notes),
+        notes=notes,
         refusals=becomes.refusals,
     )
     return PlannedUpdate(
@@ -123,7 +129,7 @@ async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> Planned
         former=build_spec(settled.held, apps.keyring),
         spec=spec,
         images=settled.held.images,
-        logins=await logins_for(apps.session, apps.keyring, plan.images),
+        logins=logins,
     )
 
 
