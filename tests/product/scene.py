@@ -24,13 +24,15 @@ from tests.factories.apps import TRANSITIONAL, unique
 from tests.product.process import Product, product
 
 _TORTURE = os.environ.get("QUAZZAR_TORTURE", "")
+SAMPLE = not _TORTURE and not os.environ.get("CI")
+"""Whether it is somebody who works on this that waits for the end: then one fault stands for its like."""
 
 
 def points(full: int = 100) -> int:
-    """How many times something is broken: `QUAZZAR_TORTURE` is `full` or a number; without it a sample."""
+    """How many times something is broken: `QUAZZAR_TORTURE` is `full` or a number, without it once."""
     if _TORTURE.isdecimal():
         return int(_TORTURE)
-    return full if _TORTURE == "full" else 2 if os.environ.get("CI") else 1
+    return full if _TORTURE == "full" else 1
 
 
 TEMPLATE = """\

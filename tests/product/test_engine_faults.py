@@ -13,7 +13,7 @@ import pytest
 from tests.components import DockerEngine, require
 from tests.factories.apps import unique
 from tests.product.engine_line import EngineLine, When
-from tests.product.scene import Scene, points, scene
+from tests.product.scene import SAMPLE, Scene, points, scene
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400), pytest.mark.component("docker")]
 
@@ -81,7 +81,10 @@ class Stage:
         print(f"{what}: {job['kind']} {job['status']} {job['error'] or ''}")
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["containers-live-on", "containers-end-with-the-engine"])
+LIVE_RESTORE = {"containers-live-on": True, "containers-end-with-the-engine": False}
+
+
+@pytest.fixture(scope="module", params=list(LIVE_RESTORE)[: 1 if SAMPLE else None])
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     for name in ("docker", "docker-registry"):
         require(name)
@@ -95,14 +98,14 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return line.host
 
     try:
-        with scene(folder, through=through, live_restore=request.param) as found:
+        with scene(folder, through=through, live_restore=LIVE_RESTORE[request.param]) as found:
             yield Stage(found, lines[0])
     finally:
         for line in lines:
             line.stop()
 
 
-@pytest.fixture(params=["killed", "frozen", "restarted"])
+@pytest.fixture(params=["killed"] if SAMPLE else ["killed", "frozen", "restarted"])
 def fault(request: pytest.FixtureRequest) -> FaultName:
     name: FaultName = request.param
     return name

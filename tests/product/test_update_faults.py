@@ -118,7 +118,7 @@ def test_cancelled_in_a_pull_and_the_engine_pulls_no_more(stage: Scene, before: 
     before.can_be_updated()
 
 
-@pytest.mark.parametrize("step", ["Stopping", "Saving", "Starting", "Waiting"])
+@pytest.mark.parametrize("step", ["Saving", "Waiting"])
 def test_cancelled_later_it_goes_back_first(stage: Scene, before: Before, step: str) -> None:
     job_id = before.update()
     end = time.monotonic() + 60
