@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0026"
-down_revision = "0019"
+down_revision = "0025"
 
 
 def _text(name: str, *, nullable: bool = False) -> sa.Column:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.crypto import SealBroken
 from quazzar.core.errors import Invalid
-from quazzar.core.jobs import JobFailed, JobRun, enqueue, job, schedule
+from quazzar.core.jobs import KEYRING, SETTINGS, JobFailed, JobRun, enqueue, job, schedule
 from quazzar.core.records import publish
 from quazzar.instance.apps import store, updates_store
 from quazzar.instance.apps.building import build_spec
@@ -27,7 +27,7 @@ from quazzar.instance.apps.runtimes.base import RegistryUnreachable, RuntimeFail
 from quazzar.instance.apps.schemas import AvailableUpdate, NewImage
 from quazzar.instance.apps.service import AppService
 from quazzar.instance.apps.updates_store import Checked, Pause
-from quazzar.instance.apps.work import KEYRING, RUNTIME, SETTINGS
+from quazzar.instance.apps.work import RUNTIME
 from quazzar.instance.registries.service import logins_for
 from quazzar.instance.templates.service import newest_versions
 from quazzar.instance.templates.versions import reads_older
