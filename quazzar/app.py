@@ -55,6 +55,7 @@ from quazzar.instance.apps.exec import Terminals
 from quazzar.instance.apps.exec_routes import ExecController
 from quazzar.instance.apps.history import Collector
 from quazzar.instance.apps.reconciler import Reconciler
+from quazzar.instance.apps.room import MachineWatch
 from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, SwarmConfig, make_runtime
 from quazzar.instance.apps.store import count_apps
@@ -230,6 +231,7 @@ class Application:
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
         self._terminals: Terminals | None = None
+        self._machine: MachineWatch | None = None
         usage = Usage()
         on_engine: list[_Part] = []
         if self._runtime is not None:
@@ -242,7 +244,9 @@ class Application:
             collector = Collector(database, self._runtime)
             usage = collector.usage
             updater = AutoUpdater(database, keyring, settings)
-            on_engine = [self._reconciler, collector, DiskMeter(database, self._runtime), self._terminals, updater]
+            self._machine = MachineWatch(self._runtime)
+            meters = (collector, DiskMeter(database, self._runtime), self._machine)
+            on_engine = [self._reconciler, *meters, self._terminals, updater]
         if "panel" in modes:
             # Declared before there is a worker, which looks for kinds of jobs only once.
             import quazzar.panel.accounts.jobs  # noqa: PLC0415
@@ -300,6 +304,7 @@ class Application:
                     "runtime": self._runtime,
                     "reconciler": self._reconciler,
                     "terminals": self._terminals,
+                    "machine": self._machine,
                     "worker": self.worker,
                     "feed": self.feed,
                     "fleet": self.fleet,

@@ -30,7 +30,7 @@ _PREFIX = "QUAZZAR_"
 
 # Variables with our prefix that are not settings: the config file's own, and those of the test and bench tools.
 _OTHER_VARIABLES = re.compile(
-    r"QUAZZAR_(CONFIG|REQUIRE_COMPONENTS|TORTURE|FUZZ\w*|TEST_\w+|BENCH_\w+"
+    r"QUAZZAR_(CONFIG|REQUIRE_COMPONENTS|COMPONENT_PATH|TORTURE|FUZZ\w*|TEST_\w+|BENCH_\w+"
     # A Kubernetes service that is called "quazzar" puts these into every container of its namespace.
     r"|SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)"
 )
@@ -309,6 +309,22 @@ class Apps(msgspec.Struct, frozen=True, kw_only=True):
             le=720,
         ),
     ] = 24
+    memory_overcommit: Annotated[
+        float,
+        Meta(
+            description="How often the memory limits of all apps may promise the machine's memory; 0 checks none.",
+            ge=0,
+            le=1000,
+        ),
+    ] = 2.0
+    cpu_overcommit: Annotated[
+        float,
+        Meta(
+            description="How often the CPU limits of all apps may promise the machine's cores; 0 checks none.",
+            ge=0,
+            le=1000,
+        ),
+    ] = 10.0
 
 
 class Webhooks(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,11 +42,13 @@ from quazzar.instance.apps.schemas import (
     AppRow,
     AppStats,
     FullAppRow,
+    ImagePlan,
     ListedApp,
     LogLineOut,
     Range,
     UpdatePlan,
 )
+from quazzar.instance.apps.service import Planned
 
 AppRequest = Request[Any, Any, State]
 
@@ -155,16 +157,35 @@ def full_answer(row: FullAppRow) -> Response[AppOut]:
     return cast("Response[AppOut]", Response(row))
 
 
-def made_answer(row: FullAppRow) -> Response[AppOut]:
-    return cast("Response[AppOut]", install_answer(row))
-
-
 def install_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
     return cast("Response[AppOut | AppPlan]", Response(row, headers={"Location": f"/api/apps/{row.id}"}))
 
 
 def plan_answer(plan: AppPlan) -> Response[AppOut | AppPlan]:
     return Response(plan, status_code=200)
+
+
+async def planned_answer(request: AppRequest, plan: Planned) -> Response[AppOut | AppPlan]:
+    """The plan, with what the engine has of its images; without that where the engine does not answer.
+
+    A dry run writes nothing, so its transaction is over before the engine is asked, and no answer of it is kept.
+    """
+    request.scope["state"]["idempotent"] = None
+    await roll_back(cast("exchange.Scope", request.scope))
+    runtime: Runtime = request.app.state.runtime
+    try:
+        present: Mapping[str, str | None] | None = await runtime.present(plan.spec)
+    except (RuntimeUnavailable, RuntimeFailure):
+        present = None
+    pulls = [
+        ImagePlan(
+            image=name,
+            present=None if present is None else present[name] is not None,
+            digest=None if present is None else present[name],
+        )
+        for name in plan.plan.images
+    ]
+    return plan_answer(msgspec.structs.replace(plan.plan, pulls=pulls))
 
 
 # --- what happened --------------------------------------------------------------------------------------------------
@@ -194,7 +215,9 @@ async def uninstall_answer(request: AppRequest, app_id: str, *, keep_data: bool,
     database: Database = state.database
     async with database.begin(user=principal.user_id) as session:
         session.info["caller"] = caller_of(request)
-        apps = service.AppService(session, principal, keyring=state.keyring, settings=state.settings)
+        apps = service.AppService(
+            session, principal, keyring=state.keyring, settings=state.settings, machine=state.machine
+        )
         job_id = await apps.uninstall(app_id, keep_data=keep_data, purge=purge)
     row = await service.wait_until_gone(database, app_id, job_id)
     return Response(None, status_code=204) if row is None else Response(row, status_code=200)

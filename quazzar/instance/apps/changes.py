@@ -9,10 +9,11 @@ from quazzar.core.db import unique_or
 from quazzar.core.errors import Invalid
 from quazzar.core.records import audit
 from quazzar.core.schema import UNSET, UnsetType, given
-from quazzar.instance.apps import auto_update, changes_store, changing, store, updates_store
+from quazzar.instance.apps import auto_update, changes_store, changing, room_store, store, updates_store
 from quazzar.instance.apps.building import (
     Reshaped,
     build_spec,
+    claim_of_app,
     open_config,
     reshape,
     shown_ports,
@@ -23,6 +24,7 @@ from quazzar.instance.apps.changes_store import new_snapshot
 from quazzar.instance.apps.dry_run import PlannedUpdate
 from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, NothingToRollBack, PortTaken
 from quazzar.instance.apps.models import AppStatus
+from quazzar.instance.apps.room import larger
 from quazzar.instance.apps.runtimes.base import RegistryLogin, RuntimeFailure, service_digest
 from quazzar.instance.apps.schemas import AppPatch, AppUpdate, FullAppRow, PortOut, UpdatePlan, VolumeOut
 from quazzar.instance.apps.service import AppService
@@ -41,7 +43,8 @@ _LABEL_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._/-")
 async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
     """Change an app. What needs other containers is done by a job, and undone when it fails; the rest at once.
 
-    Raises `AppNotFound`, `AppBusy`, `AppNotInstalled`, `PortTaken`, `Invalid` with every `config.<field>` that fails.
+    Raises `AppNotFound`, `AppBusy`, `AppNotInstalled`, `PortTaken`, `DoesNotFit`, and `Invalid` with every
+    `config.<field>` that fails.
     """
     settled = await _lock(apps, app_id)
     app = settled.held
@@ -62,6 +65,9 @@ async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
     becomes = await _reshape(
         apps, app, template, config, resources=_laid_over(app.resources, data.resources), restart_policy=restart_policy
     )
+    claim = claim_of_app(becomes.app, apps.keyring)
+    former_claim = await room_store.get_claim(apps.session, app_id)
+    await apps.require_room(claim, app_id=app_id, former=former_claim)
     before, after = _shown(app) | {"labels": settled.labels}, _shown(becomes.app) | {"labels": labels}
     if data.auto_update is not UNSET:
         policy = await updates_store.get_policy(apps.session, app_id, lock=True)
@@ -74,6 +80,7 @@ async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
     if settled.status != "stopped" and _differs(apps, app, becomes):
         await _begin(apps, settled, becomes, kind="patch")
     else:
+        await room_store.set_claim(apps.session, app_id, msgspec.to_builtins(claim))
         values = changes_store.shape_of(becomes.app) | {"expected": becomes.app.expected}
         values |= shown_ports(template, becomes.spec, url_of(apps.settings))
         await changes_store.set_app(apps.session, app_id, values)
@@ -89,6 +96,8 @@ async def update(apps: AppService, app_id: str, data: AppUpdate, *, automatic: b
     settled, becomes = await _updated(apps, app_id, data)
     if becomes.refusals:
         raise PortTaken(details=becomes.refusals)
+    former = await room_store.get_claim(apps.session, app_id)
+    await apps.require_room(claim_of_app(becomes.app, apps.keyring), app_id=app_id, former=former)
     before, after = {"version": settled.held.version}, {"version": becomes.app.version}
     audit(apps.session, "app.update", subject=app_id, before=before, after=after)
     await _hold_ports(apps, app_id, becomes)
@@ -238,6 +247,8 @@ async def _begin(
     app_id = settled.held.id
     shape = changes_store.shape_of(becomes.app)
     stopped = settled.status == "stopped"
+    claims = claim_of_app(becomes.app, apps.keyring), await room_store.get_claim(apps.session, app_id)
+    await room_store.set_claim(apps.session, app_id, msgspec.to_builtins(larger(*claims)))
     await changes_store.add_change(apps.session, {"app_id": app_id, "kind": kind, "stopped": stopped} | shape | values)
     await store.move_app(
         apps.session, app_id, of=(settled.status,), to="updating", seconds=changing.SECONDS, status_reason=None

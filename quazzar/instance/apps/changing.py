@@ -18,7 +18,7 @@ from quazzar.core.errors import Invalid
 from quazzar.core.jobs import KEYRING, SETTINGS, JobCancelled, JobFailed, JobKind, JobRun, job
 from quazzar.core.records import publish
 from quazzar.instance.apps import changes_store, store, updates_store
-from quazzar.instance.apps.building import build_spec, shown_ports, template_of, url_of
+from quazzar.instance.apps.building import build_spec, claim_of_app, shown_ports, template_of, url_of
 from quazzar.instance.apps.changes_store import Change, Phase
 from quazzar.instance.apps.events import AppUpdated, AppUpdateFailed
 from quazzar.instance.apps.images import is_pinned, registry_of
@@ -230,6 +230,7 @@ class _Changing:
         url = url_of(work.run.resources[SETTINGS])
         values: dict[str, Any] = changes_store.shape_of(self.target) | {
             "expected": msgspec.to_builtins(expected),
+            "claim": self._claim(self.target),
             **shown_ports(template_of(self.target), spec, url),
             **views_of(state, expected),
         }
@@ -302,7 +303,7 @@ class _Changing:
     async def _end_unchanged(self, reason: str | None, verdict: Verdict | None = None, *, failed: bool = False) -> None:
         work, app = self.work, self.work.app
         state = await work.patiently(lambda: work.runtime.get(app.id))
-        values = views_of(state, work.expected)
+        values = views_of(state, work.expected) | {"claim": self._claim(app)}
         stands: AppStatus = "stopped" if self.change.stopped else "running"
         async with work.run.begin() as session:
             await store.move_app(
@@ -360,6 +361,10 @@ class _Changing:
         if revision is None:
             raise RuntimeFailure("The version before is not there any more")
         return revision.snapshot
+
+    def _claim(self, app: store.Held) -> dict[str, Any]:
+        claim: dict[str, Any] = msgspec.to_builtins(claim_of_app(app, self.work.run.resources[KEYRING]))
+        return claim
 
     def _same_shape(self) -> bool:
         names = [name for name in changes_store.Shape.__struct_fields__ if name != "secrets"]

@@ -8,10 +8,10 @@ import msgspec
 from quazzar.core.db import unique_or
 from quazzar.core.records import audit
 from quazzar.instance.apps import clone_store, copying, jobs, store
-from quazzar.instance.apps.building import open_config, template_of
+from quazzar.instance.apps.building import Draft, open_config, template_of
 from quazzar.instance.apps.errors import AppBusy, AppNameTaken, AppNotFound, AppNotInstalled, PortTaken
 from quazzar.instance.apps.schemas import AppClone, AppCreate, FullAppRow
-from quazzar.instance.apps.service import AppService
+from quazzar.instance.apps.service import AppService, Planned
 from quazzar.instance.templates.fields import AUTO, Field
 from quazzar.instance.templates.ports import open_name
 from quazzar.instance.templates.template import Template
@@ -23,10 +23,40 @@ _WHOLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 async def clone(apps: AppService, app_id: str, data: AppClone) -> FullAppRow:
     """Write the copy down and have it made.
 
-    Raises `AppNotFound`, `AppNotInstalled`, `AppBusy`, `AppNameTaken`, and `Forbidden` for a key that is bound to apps.
+    Raises `AppNotFound`, `AppNotInstalled`, `AppBusy`, `AppNameTaken`, `DoesNotFit`, and `Forbidden` for a key that is
+    bound to apps.
     """
     session = apps.session
-    source = await clone_store.find_source(session, app_id) if apps.may_see(app_id) else None
+    source, draft = await _draft(apps, app_id, data)
+    app = source.held
+    if draft.refusals:
+        raise PortTaken(details=draft.refusals)
+    await apps.require_room(draft.claim)
+    copies = bool(source.volumes or draft.spec.volumes)
+    async with unique_or(AppNameTaken(details={"name": f"The name {data.name} is taken"})):
+        row = draft.row | {"copies_from": app_id if copies else None}
+        row |= {"images": app.images, "restart_policy": app.restart_policy}
+        await store.add_app(session, row, seconds=jobs.INSTALL_SECONDS)
+    async with unique_or(PortTaken()):
+        await store.hold_ports(session, draft.held_ports)
+    audit(session, "app.clone", subject=draft.app_id, after={"name": data.name, "source": app_id})
+    if not copies:
+        await apps.enqueue(jobs.install, draft.app_id)
+        return await apps.show(draft.app_id)
+    job_id = await apps.enqueue(copying.clone, draft.app_id, source_id=app_id)
+    if await clone_store.hold_source(session, app_id, job_id=job_id, seconds=jobs.INSTALL_SECONDS) is None:
+        raise AppBusy
+    return await apps.show(draft.app_id)
+
+
+async def plan(apps: AppService, app_id: str, data: AppClone) -> Planned:
+    """What `clone` would do; nothing is done."""
+    _, draft = await _draft(apps, app_id, data)
+    return await apps.plan_of(draft)
+
+
+async def _draft(apps: AppService, app_id: str, data: AppClone) -> tuple[clone_store.Source, Draft]:
+    source = await clone_store.find_source(apps.session, app_id) if apps.may_see(app_id) else None
     if source is None:
         raise AppNotFound
     apps.require_unbound()
@@ -43,24 +73,7 @@ async def clone(apps: AppService, app_id: str, data: AppClone) -> FullAppRow:
     wanted = AppCreate(
         template=app.template or data.name, name=data.name, config=config, resources=ResourcesIn(**app.resources)
     )
-    draft = await apps.draft(template, wanted, catalogued=app.template is not None)
-    if draft.refusals:
-        raise PortTaken(details=draft.refusals)
-    copies = bool(source.volumes or draft.spec.volumes)
-    async with unique_or(AppNameTaken(details={"name": f"The name {data.name} is taken"})):
-        row = draft.row | {"copies_from": app_id if copies else None}
-        row |= {"images": app.images, "restart_policy": app.restart_policy}
-        await store.add_app(session, row, seconds=jobs.INSTALL_SECONDS)
-    async with unique_or(PortTaken()):
-        await store.hold_ports(session, draft.held_ports)
-    audit(session, "app.clone", subject=draft.app_id, after={"name": data.name, "source": app_id})
-    if not copies:
-        await apps.enqueue(jobs.install, draft.app_id)
-        return await apps.show(draft.app_id)
-    job_id = await apps.enqueue(copying.clone, draft.app_id, source_id=app_id)
-    if await clone_store.hold_source(session, app_id, job_id=job_id, seconds=jobs.INSTALL_SECONDS) is None:
-        raise AppBusy
-    return await apps.show(draft.app_id)
+    return source, await apps.draft(template, wanted, catalogued=app.template is not None)
 
 
 def with_own_ports(template: Template) -> Template:

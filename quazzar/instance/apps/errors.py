@@ -45,6 +45,13 @@ class PortTaken(Conflict):
     message = "A host port that this app asks for is in use"
 
 
+class DoesNotFit(Conflict):
+    """`details` has the sum of each resource that does not work out."""
+
+    code = "does_not_fit"
+    message = "The machine has no room for this"
+
+
 class UninstallFailed(Conflict):
     code = "uninstall_failed"
     message = "The app could not be removed"

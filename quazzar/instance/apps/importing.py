@@ -9,8 +9,8 @@ import msgspec
 from quazzar.core.errors import Invalid
 from quazzar.instance.apps.building import Draft
 from quazzar.instance.apps.errors import ComposeInvalid
-from quazzar.instance.apps.schemas import AppCreate, AppImport, AppPlan, FullAppRow
-from quazzar.instance.apps.service import AppService
+from quazzar.instance.apps.schemas import AppCreate, AppImport, FullAppRow
+from quazzar.instance.apps.service import AppService, Planned
 from quazzar.instance.templates.compose import MAX_FIELDS, import_config, is_secret_name, parse_compose
 from quazzar.instance.templates.fields import Field, Setting, checked
 from quazzar.instance.templates.interpolation import InterpolationError, parse_text
@@ -28,7 +28,7 @@ async def create(apps: AppService, data: AppImport) -> FullAppRow:
     return await apps.add(await _draft(apps, data), action="app.import")
 
 
-async def plan(apps: AppService, data: AppImport) -> AppPlan:
+async def plan(apps: AppService, data: AppImport) -> Planned:
     """What `create` would do; nothing is made."""
     return await apps.plan_of(await _draft(apps, data))
 

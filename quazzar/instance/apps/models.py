@@ -60,7 +60,8 @@ class App(Base):
     there should be. `installed_at` is None until the first install has gone through: until then a failure takes
     everything away again. `trashed_at` is there while the app is in the trash: then only its volumes are on the engine,
     its name and ports are free for others, and `trashed_ports` are those that it held (the fields of `AppPort`).
-    `copies_from` is the app whose data has not been copied yet into this one, its clone.
+    `copies_from` is the app whose data has not been copied yet into this one, its clone. `claim` is what it reserves of
+    the machine (`room.Claim`), while it is being changed the larger of what it was and what it is to become.
     """
 
     __tablename__ = "apps"
@@ -100,6 +101,7 @@ class App(Base):
     restart_policy: Mapped[str | None] = mapped_column(Text(collation="C"))
     images: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     labels: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    claim: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
 
 
 class _Shaped:

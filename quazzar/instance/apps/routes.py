@@ -25,8 +25,7 @@ from quazzar.instance.apps.answers import (
     install_answer,
     list_answer,
     logs_answer,
-    made_answer,
-    plan_answer,
+    planned_answer,
     stats_answer,
     times_of,
     uninstall_answer,
@@ -59,7 +58,9 @@ Flag = Annotated[bool, QueryParameter()]
 
 async def provide_apps(request: AppRequest, session: NamedDependency[AsyncSession]) -> AppService:
     state = request.app.state
-    return AppService(session, principal_of(request), keyring=state.keyring, settings=state.settings)
+    return AppService(
+        session, principal_of(request), keyring=state.keyring, settings=state.settings, machine=state.machine
+    )
 
 
 class AppController(Controller):
@@ -84,10 +85,15 @@ class AppController(Controller):
         },
     )
     async def install_app(
-        self, apps: NamedDependency[AppService], data: JSONBody[AppCreate], dry_run: Flag = False
+        self, request: AppRequest, apps: NamedDependency[AppService], data: JSONBody[AppCreate], dry_run: Flag = False
     ) -> Response[AppOut | AppPlan]:
-        """Answers at once with the status `installing`; the job of `job_id` does the work and tells its progress."""
-        return plan_answer(await apps.plan(data)) if dry_run else install_answer(await apps.create(data))
+        """Answers at once with the status `installing`; the job of `job_id` does the work and tells its progress.
+
+        What the machine has no room for is a 409 `does_not_fit` with the sums.
+        """
+        if dry_run:
+            return await planned_answer(request, await apps.plan(data))
+        return install_answer(await apps.create(data))
 
     @post(
         "/import",
@@ -99,17 +105,15 @@ class AppController(Controller):
         },
     )
     async def import_app(
-        self, apps: NamedDependency[AppService], data: JSONBody[AppImport], dry_run: Flag = False
+        self, request: AppRequest, apps: NamedDependency[AppService], data: JSONBody[AppImport], dry_run: Flag = False
     ) -> Response[AppOut | AppPlan]:
         """What of the file is not supported or not safe is listed whole, each with its line, and nothing is made.
         Values of `env`, and those that the file itself gives to names such as `DB_PASSWORD`, are sealed and masked from
         then on, and can be changed under the same names.
         """
-        return (
-            plan_answer(await importing.plan(apps, data))
-            if dry_run
-            else install_answer(await importing.create(apps, data))
-        )
+        if dry_run:
+            return await planned_answer(request, await importing.plan(apps, data))
+        return install_answer(await importing.create(apps, data))
 
     @get("/{app_id:str}", guards=[requires("apps:read")], operation_id="GetApp", summary="One app in full")
     async def get_app(self, request: AppRequest, app_id: AppId) -> Response[AppOut]:
@@ -187,15 +191,25 @@ class AppController(Controller):
         guards=[requires("apps:write")],
         operation_id="CloneApp",
         summary="Copy an app with its data",
+        responses={
+            200: ResponseSpec(AppPlan, description="With `dry_run=true`: what would happen", generate_examples=False)
+        },
     )
     async def clone_app(
-        self, apps: NamedDependency[AppService], app_id: AppId, data: JSONBody[AppClone]
-    ) -> Response[AppOut]:
+        self,
+        request: AppRequest,
+        apps: NamedDependency[AppService],
+        app_id: AppId,
+        data: JSONBody[AppClone],
+        dry_run: Flag = False,
+    ) -> Response[AppOut | AppPlan]:
         """A new app with the same config and secrets, a copy of the data, and free host ports of its own. An app that
         runs and has data is stopped while that is copied, so that the copy is whole, and is started again whatever
         becomes of the clone; meanwhile it is `restarting`, one that stands still `stopping`. The domain is not copied.
         """
-        return made_answer(await cloning.clone(apps, app_id, data))
+        if dry_run:
+            return await planned_answer(request, await cloning.plan(apps, app_id, data))
+        return install_answer(await cloning.clone(apps, app_id, data))
 
     @patch(
         "/{app_id:str}",

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from quazzar.core.schema import UNSET, In, Name, Out, UnsetType, message
 from quazzar.instance.apps.models import AppStatus
+from quazzar.instance.apps.room import Resource
 from quazzar.instance.apps.runtimes.base import Health, ServiceStats, Stream, Usage
 from quazzar.link.commands import MIB, ResourcesIn, TemplateName, Version
 
@@ -328,11 +329,32 @@ class FullAppRow(AppRow):
     auto_update_state: msgspec.Raw
 
 
+class ImagePlan(Out, kw_only=True):
+    """What the engine has under the name of an image; both are null while the engine does not answer."""
+
+    image: str
+    present: bool | None
+    digest: str | None
+
+
+class RoomOut(Out, kw_only=True):
+    """What an app needs of a resource, what all other apps reserve, and what there is for apps.
+
+    Limits of memory, CPU time and processes may be promised more than once, and `available` is larger by that.
+    """
+
+    resource: Resource
+    needed: float
+    reserved: float
+    available: float
+
+
 class AppPlan(Out, kw_only=True):
     """What an install would do.
 
-    `refusals` maps a field to the reason why it would not be done; `notes` say what is done in another way than the
-    file asks.
+    `pulls` say of each image whether it is there already, `room` whether the machine has room, as far as its size is
+    known. `refusals` maps a field to the reason why it would not be done; `notes` say what is done in another way than
+    the file asks.
     """
 
     name: str
@@ -343,6 +365,8 @@ class AppPlan(Out, kw_only=True):
     ports: list[PortOut]
     volumes: list[VolumeOut]
     memory_limit_bytes: int | None
+    pulls: list[ImagePlan] = []
+    room: list[RoomOut] = []
     refusals: dict[str, str]
     notes: list[str]
 

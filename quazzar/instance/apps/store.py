@@ -457,7 +457,10 @@ async def release_ports(session: AsyncSession, app_id: str) -> None:
 
 
 async def lock_ports(session: AsyncSession) -> None:
-    """One at a time picks free ports, so that two installs don't pick the same ones and one of them fails."""
+    """One at a time picks free ports, so that two installs don't pick the same ones and one of them fails.
+
+    Nor do two take the last room of the machine: what apps reserve is summed up under this lock.
+    """
     await session.execute(text("SELECT pg_advisory_xact_lock(hashtext('app_ports'))"))
 
 

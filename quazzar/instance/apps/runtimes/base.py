@@ -1,6 +1,7 @@
 """The promise of a container runtime: whole apps in, the engine's truth out."""
 
 import hashlib
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, Protocol
@@ -96,6 +97,19 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     api_version: str
     capabilities: frozenset[str] = frozenset()
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine of the engine has; None for what can't be known from here, as the disk of another machine.
+
+    `data_root` is the folder of the engine's data where it can be seen from here.
+    """
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk_free_bytes: int | None = None
+    data_root: str | None = None
 
 
 class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,6 +247,12 @@ class Runtime(Protocol):
 
     async def info(self) -> RuntimeInfo:
         """The engine's own word on itself; the cheap check whether it is there."""
+
+    async def machine(self) -> Machine:
+        """What there is for all apps together."""
+
+    async def present(self, spec: AppSpec) -> Mapping[str, str | None]:
+        """Image → the digest of what is there under its name (or its id where it came from no registry), else None."""
 
     async def pull(
         self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
@@ -384,6 +404,14 @@ class Runtime(Protocol):
 
     async def close(self) -> None:
         """Release connections; the containers run on."""
+
+
+def free_bytes(folder: str) -> int | None:
+    """What a process without rights can still write where `folder` is; None when that can't be seen."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def attachments(spec: AppSpec, service: ServiceSpec) -> tuple[AttachmentSpec, ...]:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from quazzar.instance.apps.runtimes.base import (
     DependencyFailed,
     DiskUse,
     LogLine,
+    Machine,
     Reading,
     RegistryLogin,
     Report,
@@ -29,6 +31,7 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeInfo,
     RuntimeUnavailable,
     ServiceStats,
+    free_bytes,
     service_digest,
 )
 from quazzar.instance.apps.runtimes.configs import DockerConfig
@@ -59,6 +62,7 @@ _LOG_SILENCE_SECONDS: Final = 20.0
 _CACHED: Final = 1024
 _SAMPLES_APART_SECONDS: Final = 0.5
 _SAMPLE_FRESH_SECONDS: Final = 15.0
+_PID_MAX: Final = Path("/proc/sys/kernel/pid_max")
 _PORTS: Final = range(20000, 32768)
 """Below the range that Linux hands out for outgoing connections."""
 
@@ -89,6 +93,22 @@ class DockerRuntime:
 
     async def close(self) -> None:
         await self._engine.close()
+
+    async def machine(self) -> Machine:
+        info = await self._engine.ask("GET", "info")
+        # What the kernel and the disk have can be seen from here only where the engine runs here.
+        root = str(info.get("DockerRootDir") or "") if self._engine.is_local else ""
+        free = await asyncio.to_thread(free_bytes, root) if root else None
+        return Machine(
+            memory_bytes=int(info.get("MemTotal") or 0) or None,
+            cpus=float(info.get("NCPU") or 0) or None,
+            pids=await asyncio.to_thread(_most_pids) if self._engine.is_local else None,
+            disk_free_bytes=free,
+            data_root=root if free is not None else None,
+        )
+
+    async def present(self, spec: AppSpec) -> Mapping[str, str | None]:
+        return {one.image: await self._images.digest(one.image, one.digest) for one in spec.services}
 
     async def pull(
         self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
@@ -732,6 +752,14 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, T]], *, at_once: int = _
         if isinstance(result, BaseException):
             raise result
     return [result for result in results if not isinstance(result, BaseException)]
+
+
+def _most_pids() -> int | None:
+    """How many processes the kernel runs at once."""
+    try:
+        return int(_PID_MAX.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _is_free(port: int) -> bool:

@@ -30,6 +30,7 @@ from quazzar.instance.apps.runtimes.base import (
     ImageNotFound,
     LoginRefused,
     LogLine,
+    Machine,
     PortInUse,
     PortState,
     Reading,
@@ -167,6 +168,8 @@ class MemoryEngine:
         self.calls: list[str] = []
         """Every step that was reached, in order: `list`, `pull:IMAGE`, `create:SERVICE`, `start:SERVICE`, …"""
         self.is_down = False
+        self.machine = Machine()
+        """What there is for apps; nothing of it is known where it is not told."""
         self.volume_bytes: dict[tuple[str, str], int] = {}
         """What lies in a volume, by app and name; nothing where it is not told."""
         self.executions: dict[str, MemoryExecution] = {}
@@ -402,6 +405,14 @@ class MemoryRuntime:
 
     async def close(self) -> None:
         return
+
+    async def machine(self) -> Machine:
+        await self.engine.reach("machine")
+        return self.engine.machine
+
+    async def present(self, spec: AppSpec) -> Mapping[str, str | None]:
+        await self.engine.reach("present")
+        return {one.image: self.engine.present(one.image, one.digest) for one in spec.services}
 
     async def pull(
         self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None

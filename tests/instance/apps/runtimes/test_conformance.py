@@ -61,6 +61,19 @@ async def test_the_engine_says_what_it_is(lab: Lab) -> None:
     assert info.api_version
 
 
+async def test_what_is_there_is_told_before_anything_is_made(lab: Lab) -> None:
+    machine = await lab.runtime.machine()
+    if (await lab.runtime.info()).driver != "memory":
+        assert (machine.memory_bytes or 0) > 2**28
+        assert (machine.cpus or 0) >= 1
+        assert (machine.pids or 0) > 1000
+        assert (machine.disk_free_bytes or 0) > 0
+        assert machine.data_root is not None
+    spec = app_spec(lab.service("a"), lab.service("b", image=lab.unknown_image))
+    digests = await lab.runtime.pull(changed(spec, spec.services[0]), Progress())
+    assert await lab.runtime.present(spec) == {IMAGE: digests[IMAGE], lab.unknown_image: None}
+
+
 async def test_an_app_comes_up_and_is_told_whole(lab: Lab) -> None:
     port = free_port()
     spec = app_spec(
