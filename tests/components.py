@@ -44,6 +44,7 @@ COMPONENTS = {
         "docker.io iptables iproute2 util-linux busybox-static",
         as_root=True,
     ),
+    "docker-compose": Component(("docker-compose",), "(.ci/newer_engine unpacks one)"),
     "docker-registry": Component(("docker-registry",), "docker-registry"),
     "redis": Component(("redis-server",), "redis-server"),
     "caddy": Component(("caddy",), "caddy"),

@@ -97,6 +97,18 @@ def claim_by(
     return claim_of(spec, template.needs, known_images=known_images)
 
 
+def plain_spec(app: Held, keyring: Keyring) -> AppSpec:
+    """As `build_spec`, without the limits that only we would set, and with images as they are named."""
+    return render(
+        template_of(app),
+        open_config(app, keyring),
+        app_id=app.id,
+        project=app.name,
+        resources=_limits(app.resources),
+        restart_policy=_restart(app.restart_policy),
+    )
+
+
 def claim_of_app(app: Held, keyring: Keyring) -> Claim:
     """What a stored app reserves, as far as that is not on the disk yet. Raises as `build_spec` does."""
     return claim_by(template_of(app), open_config(app, keyring), app.resources, known_images=app.images)

@@ -32,6 +32,7 @@ from quazzar.instance.apps.answers import (
     update_plan_answer,
     updated_answer,
 )
+from quazzar.instance.apps.exporting import YAML, ExportOperation, Wanted, export_answer
 from quazzar.instance.apps.schemas import (
     AppClone,
     AppCreate,
@@ -54,6 +55,7 @@ AppRequest = Request[Any, Any, State]
 AppId = FromPath[Annotated[str, Meta(description="Id of an app.", examples=["app_3k2m4v7q3n5t2ac6xk2m4v7q3n"])]]
 TIME = {"format": "date-time"}
 Flag = Annotated[bool, QueryParameter()]
+MaybeFlag = Annotated[bool | None, QueryParameter()]
 
 
 async def provide_apps(request: AppRequest, session: NamedDependency[AsyncSession]) -> AppService:
@@ -277,6 +279,33 @@ class AppController(Controller):
     async def rollback_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
         """Images, config and data are those from before the last update; a rollback can be taken back by another."""
         return full_answer(await changes.roll_back(apps, app_id))
+
+    @get(
+        "/{app_id:str}/export",
+        guards=[requires("apps:read")],
+        operation_id="ExportApp",
+        operation_class=ExportOperation,
+        summary="An app as plain Compose, with its data",
+        responses={
+            200: ResponseSpec(str, description="The file", media_type=YAML, generate_examples=False),
+        },
+    )
+    async def export_app(
+        self,
+        request: AppRequest,
+        app_id: AppId,
+        with_data: Annotated[bool, QueryParameter(name="data")] = False,
+        secrets: MaybeFlag = None,
+        extension: Flag = False,
+    ) -> Response[Any]:
+        """A file that `docker compose up` takes as it is, and `POST /api/apps/import` too. Secrets stand in it for a
+        caller with the scope `apps:secrets`, unless `secrets=false`; else `${NAME:?…}` stands for each. With
+        `extension=true` it has an `x-quazzar` block and keeps its `${name}`s, with the present values as defaults.
+
+        With `data=true` (which needs `apps:secrets`) it is a tar with `compose.yaml`, `.env` and all volumes below
+        `volumes/`, sent while it is read. Stop the app first if its data has to be that of one moment.
+        """
+        return await export_answer(request, app_id, Wanted(data=with_data, secrets=secrets, extension=extension))
 
     @get("/{app_id:str}/logs", guards=[requires("apps:read")], operation_id="GetAppLogs", summary="What an app says")
     async def get_app_logs(

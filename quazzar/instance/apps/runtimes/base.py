@@ -383,6 +383,12 @@ class Runtime(Protocol):
     async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
         """Make copies of all volumes of one app the volumes of another, of which no container is there yet."""
 
+    async def image_folders(self, spec: AppSpec) -> Mapping[str, Mapping[str, str]]:
+        """Service → volume → path, of the volumes that `up` makes for folders that an image declares as its data.
+
+        Of images that are not present nothing is told.
+        """
+
     def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
         """The volume as a tar, uncompressed, in chunks of any size.
 

@@ -21,6 +21,7 @@ from quazzar.instance.apps.runtimes.base import (
     AppState,
     DependencyFailed,
     DiskUse,
+    ImageNotFound,
     LogLine,
     Machine,
     Reading,
@@ -232,6 +233,14 @@ class DockerRuntime:
 
     async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
         await self._volumes.clone(source_app_id, target.app_id, report)
+
+    async def image_folders(self, spec: AppSpec) -> Mapping[str, Mapping[str, str]]:
+        found: dict[str, Mapping[str, str]] = {}
+        for service in spec.services:
+            with contextlib.suppress(ImageNotFound):
+                _, image = await self._images.resolve(service.image, service.digest, service=service.name)
+                found[service.name] = objects.image_volumes(service, image)
+        return found
 
     def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
         return self._volumes.read(app_id, volume)
@@ -476,12 +485,8 @@ class DockerRuntime:
             objects.volume_mount(objects.engine_name(spec.app_id, one.volume), one.target, read_only=one.read_only)
             for one in service.mounts
         ]
-        taken = {one.target.rstrip("/") for one in service.mounts} | {one.target.rstrip("/") for one in service.tmpfs}
-        for path in sorted((image.get("Config") or {}).get("Volumes") or ()):
-            if path.rstrip("/") in taken:
-                continue
+        for name, path in objects.image_volumes(service, image).items():
             # Left to the engine these would be nameless: lost at the next update, and never cleaned up.
-            name = f"image-{service.name}-{sha256(path.encode()).hexdigest()[:8]}"
             if name not in volumes:
                 await self._make_volume(spec.app_id, name, {objects.VOLUME: name})
             mounts.append(objects.volume_mount(objects.engine_name(spec.app_id, name), path))

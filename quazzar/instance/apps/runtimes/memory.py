@@ -547,6 +547,10 @@ class MemoryRuntime:
             self.engine.contents[target.app_id, volume] = self._content(source_app_id, volume)
         await report(1, "Copied all data")
 
+    async def image_folders(self, spec: AppSpec) -> Mapping[str, Mapping[str, str]]:
+        await self.engine.reach("image_folders")
+        return {one.name: {} for one in spec.services if self.engine.present(one.image, one.digest) is not None}
+
     async def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
         await self.engine.reach(f"read:{volume}")
         if volume not in self.engine.volumes.get(app_id, ()):

@@ -5,6 +5,7 @@ import math
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from posixpath import dirname
 from typing import Any, Literal, get_args
 
@@ -183,6 +184,17 @@ def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs
 
 def volume_mount(name: str, target: str, *, read_only: bool = False) -> dict[str, Any]:
     return {"Type": "volume", "Source": name, "Target": target, "ReadOnly": read_only}
+
+
+def image_volumes(service: ServiceSpec, image: Mapping[str, Any]) -> dict[str, str]:
+    """Short name → path, of the folders that an image declares as data and where the service mounts nothing else."""
+    taken = {one.target.rstrip("/") for one in service.mounts} | {one.target.rstrip("/") for one in service.tmpfs}
+    declared = sorted((image.get("Config") or {}).get("Volumes") or ())
+    return {image_volume_name(service.name, path): path for path in declared if path.rstrip("/") not in taken}
+
+
+def image_volume_name(service: str, path: str) -> str:
+    return f"image-{service}-{sha256(path.encode()).hexdigest()[:8]}"
 
 
 def endpoints(spec: AppSpec, service: ServiceSpec) -> dict[str, dict[str, Any]]:
