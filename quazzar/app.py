@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import sys
@@ -58,6 +59,7 @@ from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.room import MachineWatch
 from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, SwarmConfig, make_runtime
+from quazzar.instance.apps.runtimes.engine.connection import engine_url
 from quazzar.instance.apps.store import count_apps
 from quazzar.instance.apps.usage import Usage
 from quazzar.instance.apps.work import RUNTIME
@@ -424,12 +426,20 @@ def outbound_policy(settings: Settings) -> OutboundPolicy:
     return OutboundPolicy(settings.webhooks.allow_networks, own_ports=[port for port in own if port is not None])
 
 
+def denied_paths(settings: Settings) -> tuple[str, ...]:
+    """Folders of ours that no app may mount: all our data, the backups, and the engine's socket."""
+    folders = [str(one) for one in (settings.server.data_dir, *settings.backups.local_roots)]
+    socket_path = engine_url(settings.runtime.docker_url).removeprefix("unix://")
+    return tuple(os.path.realpath(one) for one in (*folders, socket_path) if one.startswith("/"))
+
+
 def runtime_config(settings: Settings) -> RuntimeConfig:
+    denied = denied_paths(settings)
     match settings.runtime.driver:
         case "docker":
-            return DockerConfig(host=settings.runtime.docker_url)
+            return DockerConfig(host=settings.runtime.docker_url, denied=denied)
         case "swarm":
-            return SwarmConfig(host=settings.runtime.docker_url)
+            return SwarmConfig(host=settings.runtime.docker_url, denied=denied)
         case "memory":
             return MemoryConfig()
 

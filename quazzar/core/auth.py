@@ -136,6 +136,12 @@ class Guard:
             raise Forbidden(f"This needs the scope {self.scope}", code="scope_missing")
 
 
+def require_everything(principal: Principal) -> None:
+    """Raises `Forbidden` unless the caller may do everything: for a field of a body that opens the machine itself."""
+    if not principal.allows("*"):
+        raise Forbidden("This needs the scope *, which administrators have", code="scope_missing")
+
+
 def requires(scope: str) -> Guard:
     """A guard: the caller must be known and hold `scope` (401 without a credential, 403 without the scope)."""
     return Guard(scope)

@@ -8,8 +8,15 @@ import msgspec
 from quazzar.core.db import unique_or
 from quazzar.core.records import audit
 from quazzar.instance.apps import clone_store, copying, jobs, store
-from quazzar.instance.apps.building import Draft, open_config, template_of
-from quazzar.instance.apps.errors import AppBusy, AppNameTaken, AppNotFound, AppNotInstalled, PortTaken
+from quazzar.instance.apps.building import Draft, build_spec, open_config, template_of
+from quazzar.instance.apps.errors import (
+    AppBusy,
+    AppNameTaken,
+    AppNotFound,
+    AppNotInstalled,
+    HostFoldersShared,
+    PortTaken,
+)
 from quazzar.instance.apps.schemas import AppClone, AppCreate, FullAppRow
 from quazzar.instance.apps.service import AppService, Planned
 from quazzar.instance.templates.fields import AUTO, Field
@@ -64,6 +71,8 @@ async def _draft(apps: AppService, app_id: str, data: AppClone) -> tuple[clone_s
         raise AppNotInstalled
     app = source.held
     template = with_own_ports(template_of(app))
+    if any(service.host.binds for service in build_spec(app, apps.keyring).services):
+        raise HostFoldersShared
     known = {field.name: field for field in template.fields}
     config: dict[str, Any] = {
         name: AUTO if known[name].type == "port" else value

@@ -52,6 +52,11 @@ class DoesNotFit(Conflict):
     message = "The machine has no room for this"
 
 
+class HostFoldersShared(Conflict):
+    code = "host_folders_shared"
+    message = "This app has folders of the host, which a copy would not copy but share"
+
+
 class UninstallFailed(Conflict):
     code = "uninstall_failed"
     message = "The app could not be removed"

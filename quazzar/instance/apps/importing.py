@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from quazzar.core.auth import require_everything
 from quazzar.core.errors import Invalid
 from quazzar.instance.apps.building import Draft
 from quazzar.instance.apps.errors import ComposeInvalid
@@ -35,6 +36,8 @@ async def plan(apps: AppService, data: AppImport) -> Planned:
 
 async def _draft(apps: AppService, data: AppImport) -> Draft:
     apps.require_unbound()
+    if data.trusted:
+        require_everything(apps.actor)
     template, config = await asyncio.to_thread(read_file, data)
     wanted = AppCreate(template=data.name, name=data.name, config=config)
     try:
@@ -53,7 +56,7 @@ def _place(name: str) -> str:
 def read_file(data: AppImport) -> tuple[Template, Config]:
     """The file as a template without secrets, and the config that holds them. Raises `ComposeInvalid`."""
     try:
-        template = parse_compose(data.compose, name=data.name, env=data.env)
+        template = parse_compose(data.compose, name=data.name, env=data.env, trusted=data.trusted)
     except TemplateInvalid as error:
         raise ComposeInvalid(details=error.details) from error
     given = frozenset(data.env)

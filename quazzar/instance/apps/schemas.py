@@ -130,11 +130,15 @@ services:
 
 
 class AppImport(In, kw_only=True):
-    """A Compose file, and what its `${NAME}`s are filled in from. Values of `env` are secrets: sealed, never shown."""
+    """A Compose file, and what its `${NAME}`s are filled in from. Values of `env` are secrets: sealed, never shown.
+
+    A `trusted` file may have folders and devices of the host; only an administrator can say so.
+    """
 
     name: Annotated[Name, Meta(examples=["blog"])]
     compose: Annotated[str, Meta(min_length=1, max_length=MIB, examples=[COMPOSE_EXAMPLE])]
     env: Annotated[dict[str, str], Meta(examples=[{"API_TOKEN": "9f86d081884c7d65"}])] = {}
+    trusted: bool = False
 
 
 class AppClone(In, kw_only=True):
@@ -352,9 +356,9 @@ class RoomOut(Out, kw_only=True):
 class AppPlan(Out, kw_only=True):
     """What an install would do.
 
-    `pulls` say of each image whether it is there already, `room` whether the machine has room, as far as its size is
-    known. `refusals` maps a field to the reason why it would not be done; `notes` say what is done in another way than
-    the file asks.
+    `host_access` names what a trusted file has of the host, `pulls` say of each image whether it is there already,
+    `room` whether the machine has room, as far as its size is known. `refusals` maps a field to the reason why it would
+    not be done; `notes` say what is done in another way than the file asks.
     """
 
     name: str
@@ -365,6 +369,7 @@ class AppPlan(Out, kw_only=True):
     ports: list[PortOut]
     volumes: list[VolumeOut]
     memory_limit_bytes: int | None
+    host_access: list[str] = []
     pulls: list[ImagePlan] = []
     room: list[RoomOut] = []
     refusals: dict[str, str]

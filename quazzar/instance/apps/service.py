@@ -25,6 +25,7 @@ from quazzar.instance.apps.errors import (
     PortTaken,
     UninstallFailed,
 )
+from quazzar.instance.apps.host_paths import told
 from quazzar.instance.apps.models import AppStatus, Desired
 from quazzar.instance.apps.room import Claim, MachineWatch, Room, refusals, rooms
 from quazzar.instance.apps.schemas import AppCreate, AppPlan, AppRow, FullAppRow, PortOut, RoomOut, VolumeOut
@@ -156,7 +157,9 @@ class AppService:
             await store.add_app(self.session, draft.row, seconds=jobs.INSTALL_SECONDS)
         async with unique_or(PortTaken()):
             await store.hold_ports(self.session, draft.held_ports)
-        audit(self.session, action, subject=draft.app_id, after={name: draft.row[name] for name in _AUDITED})
+        trusted = {"trusted": True} if draft.template.trusted else {}
+        after = {name: draft.row[name] for name in _AUDITED} | trusted
+        audit(self.session, action, subject=draft.app_id, after=after)
         await self.enqueue(jobs.install, draft.app_id)
         return await self.show(draft.app_id)
 
@@ -177,6 +180,7 @@ class AppService:
             ports=[msgspec.convert(port, PortOut) for port in draft.row["ports"]],
             volumes=[VolumeOut(name=name) for name in draft.spec.volumes],
             memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
+            host_access=[text for service in draft.spec.services for text in told(service.name, service.host)],
             room=[RoomOut(**msgspec.structs.asdict(one)) for one in found],
             refusals=refused,
             notes=list(draft.template.notes),

@@ -421,8 +421,11 @@ def free_bytes(folder: str) -> int | None:
 
 
 def attachments(spec: AppSpec, service: ServiceSpec) -> tuple[AttachmentSpec, ...]:
-    """The networks that a service is on: those that it names, else the app's network `default`, if there is one."""
-    if service.networks:
+    """The networks that a service is on: those that it names, else the app's network `default`, if there is one.
+
+    One that is on the host's own is on none.
+    """
+    if service.networks or service.host.network:
         return service.networks
     return tuple(AttachmentSpec(network=one.name) for one in spec.networks if one.name == "default")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 import socket
 import time
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
+from quazzar.instance.apps.host_paths import host_path
 from quazzar.instance.apps.images import pinned, registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
@@ -79,6 +81,7 @@ class DockerRuntime:
 
     def __init__(self, config: DockerConfig) -> None:
         self._engine = Engine(engine_url(config.host))
+        self._denied = config.denied
         self._images = Images(self._engine)
         self._volumes = Volumes(self._engine)
         self._samples: OrderedDict[str, tuple[objects.Sample, float]] = OrderedDict()
@@ -139,6 +142,7 @@ class DockerRuntime:
 
     async def up(self, spec: AppSpec, report: Report) -> None:
         await report(0, "Looking at what is there")
+        await self._check_binds(spec)
         present = await self._held(spec.app_id)
         digests = {service.name: service_digest(spec, service) for service in spec.services}
         networks = await self._networks(spec.app_id)
@@ -446,6 +450,23 @@ class DockerRuntime:
 
     # Making
 
+    async def _check_binds(self, spec: AppSpec) -> None:
+        """Raises `RuntimeFailure` for a folder of the host that is none to be mounted, wherever its name leads to."""
+        binds = [(service.name, one) for service in spec.services for one in service.host.binds]
+        if not binds:
+            return
+        root = (await self.machine()).data_root
+        denied = (*self._denied, *((root,) if root is not None else ()))
+        for service, bind in binds:
+            try:
+                # Another machine's folders, or those outside of the container that we are in, can't be looked at.
+                path = await asyncio.to_thread(os.path.realpath, bind.source) if root is not None else bind.source
+                if host_path(path, denied=denied) != bind.source:
+                    raise ValueError("must not lead through a link")
+            except ValueError as error:
+                reason = f"The folder {bind.source} of the host can't be mounted: it {error}"
+                raise RuntimeFailure(reason, code="host_path_refused", service=service) from None
+
     async def _make_networks(self, spec: AppSpec, networks: Sequence[Mapping[str, Any]]) -> None:
         """The spec's networks and only these; one that differs is made anew, which nothing is attached to by now."""
         wanted = {objects.engine_name(spec.app_id, one.name): one for one in spec.networks}
@@ -481,7 +502,7 @@ class DockerRuntime:
         self, spec: AppSpec, service: ServiceSpec, volumes: set[str], image: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Volumes of the spec, and of folders that the image declares as data."""
-        mounts = [
+        mounts = objects.bind_mounts(service) + [
             objects.volume_mount(objects.engine_name(spec.app_id, one.volume), one.target, read_only=one.read_only)
             for one in service.mounts
         ]
@@ -544,7 +565,7 @@ class DockerRuntime:
         config = objects.container_config(service, container_labels=labels, volumes=mounts, runs_once=runs_once)
         endpoints = list(objects.endpoints(spec, service).items())
         first, others = endpoints[:1], endpoints[1:]
-        config["HostConfig"]["NetworkMode"] = first[0][0] if first else "none"
+        config["HostConfig"]["NetworkMode"] = first[0][0] if first else "host" if service.host.network else "none"
         # Engines before API 1.44 take one network here; the others are added before the start.
         config["NetworkingConfig"] = {"EndpointsConfig": dict(first)}
         container_id = await self._create_named(config, objects.container_names(spec, service), service.name)

@@ -72,7 +72,7 @@ class SwarmRuntime(DockerRuntime):
     _network_driver: ClassVar = "overlay"
 
     def __init__(self, config: SwarmConfig) -> None:
-        super().__init__(DockerConfig(host=config.host))
+        super().__init__(DockerConfig(host=config.host, denied=config.denied))
         self._logins: dict[str, RegistryLogin] = {}
         self._node: tuple[Node, float] | None = None
 

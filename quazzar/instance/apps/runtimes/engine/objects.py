@@ -153,14 +153,15 @@ def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs
     if runs_once and policy == "unless-stopped":
         policy = "no"
     retries = service.restart.max_retries if policy == "on-failure" else 0
+    host = service.host
     config: dict[str, Any] = {
-        "Privileged": False,
-        "SecurityOpt": ["no-new-privileges"],
+        "Privileged": host.privileged,
+        "SecurityOpt": _security_opts(host.security_opts),
         "CapDrop": ["ALL"],
         "CapAdd": sorted(set(service.cap_add) - set(service.cap_drop)),
         "ReadonlyRootfs": service.read_only,
         "Init": service.init,
-        "IpcMode": "private",
+        "IpcMode": "host" if host.ipc else "private",
         "PidsLimit": limits.pids,
         "RestartPolicy": {"Name": policy, "MaximumRetryCount": retries},
         "LogConfig": {"Type": LOG_DRIVER["Name"], "Config": LOG_DRIVER["Options"]},
@@ -169,6 +170,17 @@ def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs
         "Tmpfs": {one.target: f"size={one.size_bytes}" if one.size_bytes is not None else "" for one in service.tmpfs},
         "Ulimits": [{"Name": one.name, "Soft": one.soft, "Hard": one.hard} for one in service.ulimits],
     }
+    if host.pid:
+        config["PidMode"] = "host"
+    if host.groups:
+        config["GroupAdd"] = list(host.groups)
+    if host.sysctls:
+        config["Sysctls"] = host.sysctls
+    if host.devices:
+        config["Devices"] = [
+            {"PathOnHost": one.source, "PathInContainer": one.target, "CgroupPermissions": one.permissions}
+            for one in host.devices
+        ]
     if limits.memory_bytes is not None:
         # Equal values mean no swap on top: the limit is the limit on every machine.
         config |= {"Memory": limits.memory_bytes, "MemorySwap": limits.memory_bytes}
@@ -182,13 +194,26 @@ def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs
     return config
 
 
+def _security_opts(wanted: Sequence[str]) -> list[str]:
+    free = "no-new-privileges=false"
+    return [*([] if free in wanted else ["no-new-privileges"]), *(one for one in wanted if one != free)]
+
+
+def bind_mounts(service: ServiceSpec) -> list[dict[str, Any]]:
+    return [
+        {"Type": "bind", "Source": one.source, "Target": one.target, "ReadOnly": one.read_only}
+        for one in service.host.binds
+    ]
+
+
 def volume_mount(name: str, target: str, *, read_only: bool = False) -> dict[str, Any]:
     return {"Type": "volume", "Source": name, "Target": target, "ReadOnly": read_only}
 
 
 def image_volumes(service: ServiceSpec, image: Mapping[str, Any]) -> dict[str, str]:
     """Short name → path, of the folders that an image declares as data and where the service mounts nothing else."""
-    taken = {one.target.rstrip("/") for one in service.mounts} | {one.target.rstrip("/") for one in service.tmpfs}
+    mounts = [*(one.target for one in service.mounts), *(one.target for one in service.host.binds)]
+    taken = {target.rstrip("/") for target in (*mounts, *(one.target for one in service.tmpfs))}
     declared = sorted((image.get("Config") or {}).get("Volumes") or ())
     return {image_volume_name(service.name, path): path for path in declared if path.rstrip("/") not in taken}
 
@@ -210,7 +235,8 @@ def files_apart(service: ServiceSpec) -> list[FileSpec]:
 
     A file in a volume of the app is never one of them.
     """
-    places = [(one.target, False) for one in service.mounts] + [(one.target, True) for one in service.tmpfs]
+    places = [(one.target, False) for one in service.mounts] + [(one.target, False) for one in service.host.binds]
+    places += [(one.target, True) for one in service.tmpfs]
     places.sort(key=lambda place: len(place[0]))
 
     def is_apart(file: FileSpec) -> bool:
