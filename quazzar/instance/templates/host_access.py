@@ -9,6 +9,7 @@ from quazzar.instance.apps.spec import DeviceSpec
 from quazzar.instance.templates.names import user_name
 from quazzar.instance.templates.pairs import read_pairs
 from quazzar.instance.templates.reader import Reader, known, last
+from quazzar.instance.templates.yaml_nodes import Mapping as MappingNode
 from quazzar.instance.templates.yaml_nodes import Node, Scalar
 
 SECURITY_OPTS = (
@@ -59,7 +60,12 @@ def _device(text: str) -> DeviceSpec | None:
 
 
 def _sysctls(reader: Reader, values: dict[str, Any], node: Node, path: str) -> None:
-    values["sysctls"] = read_pairs(reader, node, path, _sysctl, bare=lambda *_: "")
+    if isinstance(node, MappingNode):
+        places = [(entry.node, f"{path}.{name}") for name, entry in node.entries.items()]
+    else:
+        places = list(reader.sequence(node, path, "a mapping or a list of NAME=value"))
+    if all([_is_written_out(reader, one, where) for one, where in places]):
+        values["sysctls"] = read_pairs(reader, node, path, _sysctl, bare=lambda *_: "")
 
 
 def _sysctl(text: str) -> str:
@@ -68,8 +74,9 @@ def _sysctl(text: str) -> str:
     return text
 
 
-def read_groups(reader: Reader, values: dict[str, Any], node: Node, path: str) -> None:
-    groups = (reader.parsed(item, where, _group, "", loose=True) for item, where in reader.sequence(node, path))
+def _groups(reader: Reader, values: dict[str, Any], node: Node, path: str) -> None:
+    written = [(item, where) for item, where in reader.sequence(node, path) if _is_written_out(reader, item, where)]
+    groups = [reader.parsed(item, where, _group, "", loose=True) for item, where in written]
     values["groups"] = tuple(group for group in groups if group)
 
 
@@ -79,7 +86,7 @@ def _group(text: str) -> str:
     return user_name(text)
 
 
-def read_security_opts(reader: Reader, values: dict[str, Any], node: Node, path: str) -> None:
+def _security_opts(reader: Reader, values: dict[str, Any], node: Node, path: str) -> None:
     found: dict[str, None] = {}
     for item, where in reader.sequence(node, path):
         text = known(reader.string(item, where))
@@ -106,7 +113,7 @@ TRUSTED: Mapping[str, Read] = {
     "ipc": _only_host("ipc"),
     "devices": _devices,
     "sysctls": _sysctls,
-    "group_add": read_groups,
-    "security_opt": read_security_opts,
+    "group_add": _groups,
+    "security_opt": _security_opts,
 }
 """By key of a service."""

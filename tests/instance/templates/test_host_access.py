@@ -99,6 +99,9 @@ def test_without_trust_nothing_of_it_is_taken() -> None:
         "pid: '${x:-host}'",
         "privileged: '${x}'",
         "security_opt: ['seccomp:${x}']",
+        "sysctls: {net.x: '${x}'}",
+        "sysctls: ['net.x=${x}']",
+        "group_add: ['${x}']",
     ],
 )
 def test_no_field_says_what_of_the_host_an_app_has(keys: str) -> None:
