@@ -64,7 +64,7 @@ def _sysctls(reader: Reader, values: dict[str, Any], node: Node, path: str) -> N
         places = [(entry.node, f"{path}.{name}") for name, entry in node.entries.items()]
     else:
         places = list(reader.sequence(node, path, "a mapping or a list of NAME=value"))
-    if all([_is_written_out(reader, one, where) for one, where in places]):
+    if all(_is_written_out(reader, one, where) for one, where in places):
         values["sysctls"] = read_pairs(reader, node, path, _sysctl, bare=lambda *_: "")
 
 
