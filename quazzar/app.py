@@ -50,6 +50,7 @@ from quazzar.events.events import SystemStarted
 from quazzar.events.feed import Feed
 from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
+from quazzar.instance.apps.adopting import Adoptions
 from quazzar.instance.apps.auto_updating import AutoUpdater
 from quazzar.instance.apps.disks import DiskMeter
 from quazzar.instance.apps.exec import Terminals
@@ -236,8 +237,10 @@ class Application:
         self._machine: MachineWatch | None = None
         usage = Usage()
         on_engine: list[_Part] = []
+        first: list[_Part] = []
         if self._runtime is not None:
             resources[RUNTIME] = self._runtime
+            first = [Adoptions(database, self._runtime)]
             limits = settings.runtime
             self._reconciler = Reconciler(database, self._runtime)
             self._terminals = Terminals(
@@ -283,7 +286,8 @@ class Application:
         on_line: list[_Part] = [part for part in (self.commands, hub, self.panel_line, joining) if part is not None]
         self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
         # In the order of their start; they end in the opposite one.
-        self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine, *watch]
+        parts: list[_Part] = [self.accounts, self.feed, *first, self.worker, self.webhooks]
+        self._parts = [*parts, *on_line, *on_engine, *watch]
         self.litestar = Litestar(
             route_handlers=[
                 instance_router(prefix) if realm == "instance" else panel_router(prefix)

@@ -157,6 +157,10 @@ def full_answer(row: FullAppRow) -> Response[AppOut]:
     return cast("Response[AppOut]", Response(row))
 
 
+def made_answer(row: FullAppRow) -> Response[AppOut]:
+    return cast("Response[AppOut]", install_answer(row))
+
+
 def install_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
     return cast("Response[AppOut | AppPlan]", Response(row, headers={"Location": f"/api/apps/{row.id}"}))
 

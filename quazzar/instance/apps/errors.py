@@ -62,6 +62,23 @@ class UninstallFailed(Conflict):
     message = "The app could not be removed"
 
 
+class ProjectNotFound(NotFound):
+    code = "project_not_found"
+    message = "The engine has no Compose project of this name"
+
+
+class ProjectAdopted(Conflict):
+    code = "project_adopted"
+    message = "This project is an app already"
+
+
+class ProjectInvalid(Invalid):
+    """A Compose project can't become an app as it runs; `details` has a sentence for each container and what of it."""
+
+    code = "project_invalid"
+    message = "The project can't become an app as it runs"
+
+
 class ComposeInvalid(Invalid):
     """An imported file can't become an app; `details` has a sentence with the line for each place."""
 

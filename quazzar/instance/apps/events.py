@@ -18,6 +18,15 @@ class AppInstalled(Event):
     version: str | None
 
 
+class AppAdopted(Event):
+    """A Compose project that was on the engine is an app now, as it stood."""
+
+    type = "app.adopted"
+    app_id: str
+    name: str
+    project: str
+
+
 class AppStarted(Event):
     """An app that stood still runs, by a call or because somebody started it through the engine."""
 

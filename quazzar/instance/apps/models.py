@@ -209,6 +209,19 @@ class RegistryPause(Base):
     until_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 
+class AppAdoption(Base):
+    """What of a Compose project is an app's without its labels; `objects` is a `runtimes.base.Adoption`."""
+
+    __tablename__ = "app_adoptions"
+
+    app_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True
+    )
+    project: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    objects: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
 class AppPort(Base):
     """A host port that an app holds, from its install to its end, whether the app runs or not.
 

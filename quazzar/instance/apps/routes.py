@@ -15,7 +15,7 @@ from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of
 from quazzar.core.routing import delete, get, patch, post
 from quazzar.events.schemas import EventOut
 from quazzar.events.service import EVENT_ID
-from quazzar.instance.apps import changes, cloning, importing
+from quazzar.instance.apps import adopting, changes, cloning, importing
 from quazzar.instance.apps.answers import (
     ListOperation,
     LogQuery,
@@ -25,6 +25,7 @@ from quazzar.instance.apps.answers import (
     install_answer,
     list_answer,
     logs_answer,
+    made_answer,
     planned_answer,
     stats_answer,
     times_of,
@@ -34,6 +35,7 @@ from quazzar.instance.apps.answers import (
 )
 from quazzar.instance.apps.exporting import YAML, ExportOperation, Wanted, export_answer
 from quazzar.instance.apps.schemas import (
+    AppAdopt,
     AppClone,
     AppCreate,
     AppHistory,
@@ -116,6 +118,22 @@ class AppController(Controller):
         if dry_run:
             return await planned_answer(request, await importing.plan(apps, data))
         return install_answer(await importing.create(apps, data))
+
+    @post(
+        "/adopt",
+        guards=[requires("apps:write")],
+        operation_id="AdoptProject",
+        summary="Make an app of a Compose project that runs",
+    )
+    async def adopt_project(
+        self, request: AppRequest, apps: NamedDependency[AppService], data: JSONBody[AppAdopt]
+    ) -> Response[AppOut]:
+        """Its containers run on as they are; what Compose named and labelled them keeps its name, and is the app's from
+        then on. A later change or update makes its containers anew as those of any app, over the same volumes. What of
+        it an app may not have is listed whole, by container, and nothing is changed.
+        """
+        found = await adopting.look(request.app.state.runtime, data)
+        return made_answer(await adopting.adopt(apps, request.app.state.runtime, found, data))
 
     @get("/{app_id:str}", guards=[requires("apps:read")], operation_id="GetApp", summary="One app in full")
     async def get_app(self, request: AppRequest, app_id: AppId) -> Response[AppOut]:

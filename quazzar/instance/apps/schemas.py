@@ -141,6 +141,26 @@ class AppImport(In, kw_only=True):
     trusted: bool = False
 
 
+class AppAdopt(In, kw_only=True):
+    """A Compose project as `docker compose ls` names it; the app is called the same, as far as that is a name here.
+
+    A `trusted` one may have folders and devices of the host; only an administrator can say so.
+    """
+
+    project: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=255,
+            pattern=r"^[a-z0-9][a-z0-9_-]*\Z",
+            extra=message("{label} must be the name of a Compose project"),
+            examples=["shop"],
+        ),
+    ]
+    name: Annotated[Name, Meta(examples=["shop"])] | UnsetType = UNSET
+    trusted: bool = False
+
+
 class AppClone(In, kw_only=True):
     """What the copy is called."""
 

@@ -231,8 +231,8 @@ def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
-async def add_app(session: AsyncSession, values: dict[str, Any], *, seconds: float) -> None:
-    """Insert a row whose operation has `seconds`; the unique index on the name decides who was first."""
+async def add_app(session: AsyncSession, values: dict[str, Any], *, seconds: float | None) -> None:
+    """Insert a row whose operation, if any, has `seconds`; the unique index on the name decides who was first."""
     await session.execute(insert(App).values(deadline_at=deadline(seconds), **values))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import subprocess
 import tarfile
 import time
@@ -14,7 +15,8 @@ import pytest
 
 from tests.components import DockerEngine, docker_engine, program, require, wait_for
 from tests.factories.apps import unique
-from tests.instance.apps.test_docker import Host
+from tests.instance.apps.runtimes.conftest import free_port
+from tests.instance.apps.test_docker import Host, open_terminal, read_until
 from tests.product.process import product
 
 pytestmark = [pytest.mark.component("docker"), pytest.mark.timeout(300)]
@@ -239,3 +241,146 @@ def test_a_large_export_takes_no_memory_and_ends_with_its_caller(host: Host) -> 
         with pytest.raises(httpx.RemoteProtocolError):
             list(pieces)
     assert host.left_over(app_id) == []
+
+
+# Adoption
+
+STALL = """\
+services:
+  web:
+    image: busybox:1.37
+    command: ["sh", "-c", "echo up $$MOTTO; httpd -h /data; exec sleep 3600"]
+    environment: {MOTTO: "${MOTTO}", DB_PASSWORD: "canary-of-the-stall"}
+    ports: ["PORT:80"]
+    volumes: ["pages:/data"]
+    depends_on: {db: {condition: service_healthy}}
+    restart: unless-stopped
+    stop_grace_period: 1s
+    labels: {team: shop}
+  db:
+    image: with-data:1
+    command: ["sh", "-c", "[ -e $$W ] || cat /proc/sys/kernel/random/uuid > $$W; touch /tmp/ok; exec sleep 3600"]
+    environment: {W: /declared/word}
+    healthcheck: {test: ["CMD", "test", "-e", "/tmp/ok"], interval: 1s, retries: 20}
+    stop_grace_period: 1s
+    networks: {default: {aliases: [database]}}
+volumes: {pages: {}}
+"""
+
+
+def stall(engine: DockerEngine, folder: Path, name: str, port: int) -> None:
+    (folder / "compose.yaml").write_text(STALL.replace("PORT", str(port)))
+    (folder / ".env").write_text(f"MOTTO=mine\nCOMPOSE_PROJECT_NAME={name}\n")
+    compose(engine, folder, "up", "-d", "--wait")
+    write_page(engine, f"{name}-web-1", b"the page")
+
+
+def write_page(engine: DockerEngine, container: str, content: bytes) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        entry = tarfile.TarInfo("index.html")
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))
+    engine.ok("PUT", f"/containers/{container}/archive", params={"path": "/data"}, body=buffer.getvalue())
+
+
+def project_of(engine: DockerEngine, name: str) -> dict[str, dict[str, Any]]:
+    """Containers of a Compose project by service, as the engine tells them."""
+    filters = json.dumps({"label": [f"com.docker.compose.project={name}"]})
+    found = engine.ok("GET", "/containers/json", params={"all": "1", "filters": filters})
+    inspected = [engine.ok("GET", f"/containers/{one['Id']}/json") for one in found]
+    return {one["Config"]["Labels"]["com.docker.compose.service"]: one for one in inspected}
+
+
+def lives(found: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str, int]]:
+    return {name: (one["Id"], one["State"]["StartedAt"], one["RestartCount"]) for name, one in found.items()}
+
+
+def page(host: Host, port: int) -> str:
+    return httpx.get(f"http://{host.engine.address}:{port}/", timeout=5).raise_for_status().text
+
+
+@pytest.mark.component("docker-compose")
+def test_the_life_of_an_adopted_project(host: Host, tmp_path: Path) -> None:
+    engine, name, port = host.engine, unique("stall"), free_port()
+    neighbour = unique("other")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    stall(engine, tmp_path / "a", name, port)
+    stall(engine, tmp_path / "b", neighbour, free_port())
+    beside = lives(project_of(engine, neighbour))
+    before, word = lives(project_of(engine, name)), word_of(engine, f"{name}-db-1")
+
+    answer = host.client.post("/api/apps/adopt", json={"project": name})
+    assert answer.status_code == 201, answer.text
+    app = answer.json()
+    app_id = app["id"]
+    assert "canary-of-the-stall" not in answer.text
+    assert (app["name"], app["status"], app["template"], app["job_id"]) == (name, "running", None, None)
+    assert [(one["name"], one["status"]) for one in app["services"]] == [("db", "running"), ("web", "running")]
+    assert app["ports"] == [{"service": "web", "container_port": 80, "host_port": port, "protocol": "tcp"}]
+    assert {one["name"][:9] for one in app["volumes"]} == {"pages", "image-db-"}
+    assert app["config"]["DB_PASSWORD"] == "********"
+    assert lives(project_of(engine, name)) == before, "nothing was touched"
+    again = host.client.post("/api/apps/adopt", json={"project": name})
+    assert (again.status_code, again.json()["code"]) == (409, "project_adopted")
+
+    # It is an app like any other.
+    logs = host.client.get(f"/api/apps/{app_id}/logs").json()
+    assert "up mine" in [one["line"] for one in logs]
+    assert {one["name"] for one in host.client.get(f"/api/apps/{app_id}/stats").json()["services"]} == {"db", "web"}
+    with open_terminal(host, app_id, service="web", command=["cat", "/data/index.html"], tty="false") as socket:
+        assert b"the page" in read_until(socket, b"the page")
+    for verb, status in (("stop", "stopped"), ("start", "running"), ("restart", "running")):
+        assert host.client.post(f"/api/apps/{app_id}/{verb}").status_code == 200
+        host.until(app_id, status)
+    after = project_of(engine, name)
+    assert {one["Id"] for one in after.values()} == {one[0] for one in before.values()}, "the same containers"
+    assert page(host, port) == "the page"
+
+    # Seen when something happens behind our back, and by the next process too.
+    engine.ok("POST", f"/containers/{name}-web-1/kill", params={"signal": "KILL"})
+    crashed = host.until(app_id, "crashed", "running", seconds=5)
+    assert crashed["services"][0]["name"] == "db"
+    engine.ok("POST", f"/containers/{name}-db-1/stop", params={"t": "0"})
+    host.until(app_id, "unhealthy", "crashed", seconds=5)
+    host.product.kill()
+    host.product.start()
+    host.log_in()
+    assert {one["name"] for one in host.show(app_id)["services"]} == {"db", "web"}
+    host.client.post(f"/api/apps/{app_id}/start")
+    host.until(app_id, "running")
+    assert {one["Id"] for one in project_of(engine, name).values()} == {one[0] for one in before.values()}
+
+    # A change makes what it concerns anew, in our own form, over the same data.
+    kept = project_of(engine, name)["db"]["Id"]
+    changed = host.client.patch(f"/api/apps/{app_id}", json={"config": {"DB_PASSWORD": "another-canary"}})
+    assert changed.status_code == 200, changed.text
+    host.until(app_id, "running")
+    assert project_of(engine, name).keys() == {"db"}
+    ours = {one["Labels"]["io.quazzar.service"]: one for one in host.containers(app_id)}
+    assert ours.keys() == {"web"}
+    assert engine.ok("GET", f"/containers/{kept}/json")["State"]["Running"]
+    assert page(host, port) == "the page"
+    everything = {"config": {}, "resources": {"memory_bytes": 64 * 2**20}}
+    host.client.patch(f"/api/apps/{app_id}", json=everything)
+    host.until(app_id, "running")
+    assert project_of(engine, name) == {}
+    assert word_of(engine, f"{name}-db-1") == word, "also what was nameless"
+    assert page(host, port) == "the page"
+    compose(engine, tmp_path / "a", "down", "-v")
+    assert host.show(app_id)["status"] == "running", "no longer Compose's"
+    assert page(host, port) == "the page"
+
+    # To the trash and back, then for good: with all that is its own, and nothing else.
+    assert host.client.delete(f"/api/apps/{app_id}").status_code == 204
+    assert host.client.post(f"/api/apps/{app_id}/undelete").status_code == 200
+    host.until(app_id, "running")
+    assert page(host, port) == "the page"
+    assert host.client.delete(f"/api/apps/{app_id}?purge=true").status_code == 204
+    volumes = [one["Name"] for one in engine.ok("GET", "/volumes")["Volumes"] or []]
+    assert f"{name}_pages" not in volumes
+    assert f"{neighbour}_pages" in volumes
+    assert not [one for one in engine.ok("GET", "/networks") if one["Name"].startswith(f"{name}_")]
+    assert lives(project_of(engine, neighbour)) == beside
+    compose(engine, tmp_path / "b", "down", "-v", "-t", "1")

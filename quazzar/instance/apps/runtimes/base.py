@@ -10,7 +10,7 @@ import msgspec
 
 from quazzar.core.errors import Unavailable
 from quazzar.core.secret import Secret
-from quazzar.instance.apps.spec import AppSpec, AttachmentSpec, ServiceSpec
+from quazzar.instance.apps.spec import AppSpec, AttachmentSpec, DependencySpec, ServiceSpec
 
 LINE_LIMIT_BYTES = 64 * 1024
 
@@ -200,6 +200,80 @@ class RuntimeEvent(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     exit_code: int | None = None
     health: Health | None = None
+
+
+class AdoptedContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """A container that is a service's, with what a driver would note on it when it makes one."""
+
+    service: str
+    digest: str
+    order: int
+    depends_on: tuple[DependencySpec, ...]
+    image: str
+
+
+class AdoptedNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    engine_name: str
+
+
+class AdoptedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """`name` is the app's own; the labels are those that the volume has, by which it is known again."""
+
+    name: str
+    labels: dict[str, str] = {}
+
+
+class Adoption(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a Compose project became an app's as it was: containers and networks by id, volumes by their name.
+
+    The engine can't tell it, so it is kept outside of it.
+    """
+
+    project: str
+    containers: dict[str, AdoptedContainer]
+    networks: dict[str, AdoptedNetwork] = {}
+    volumes: dict[str, AdoptedVolume] = {}
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """A Compose project as it is on an engine, in Compose's own words, so that the one validator can judge it.
+
+    `containers` maps a service to its container's id and name, `states` and `ports` tell them as those of an app,
+    `images` the name of an image to the digest (or id) of what runs. `problems` are what can't be said in Compose's
+    words, by place. `taken` says that it is an app's.
+    """
+
+    name: str
+    compose: dict[str, Any]
+    containers: dict[str, tuple[str, str]]
+    states: dict[str, ServiceState]
+    ports: tuple[PortState, ...]
+    images: dict[str, str]
+    networks: dict[str, AdoptedNetwork]
+    volumes: dict[str, AdoptedVolume]
+    problems: dict[str, str]
+    taken: bool = False
+
+    def state(self, spec: AppSpec) -> AppState:
+        """What the engine holds of an app of that spec that is made of it."""
+        volumes = sorted(volume.name for volume in self.volumes.values())
+        services = tuple(self.states[service.name] for service in spec.services)
+        return AppState(app_id=spec.app_id, services=services, ports=self.ports, volumes=tuple(volumes))
+
+    def adoption(self, spec: AppSpec) -> Adoption:
+        """What an app of that spec has of it: its containers count as made from their parts of the spec."""
+        containers = {
+            self.containers[service.name][0]: AdoptedContainer(
+                service=service.name,
+                digest=service_digest(spec, service),
+                order=order,
+                depends_on=service.depends_on,
+                image=service.image,
+            )
+            for order, service in enumerate(spec.services)
+        }
+        return Adoption(project=self.name, containers=containers, networks=self.networks, volumes=self.volumes)
 
 
 DEFAULT_SHELL: Final = ("sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh")
@@ -404,6 +478,22 @@ class Runtime(Protocol):
         outside checks it first: devices are made as it says. Broken off in the middle, the volume is to be written
         again.
         """
+
+    async def survey(self, project: str) -> Project | None:
+        """A Compose project that is on the engine, known by Compose's own labels; None when there is none.
+
+        Nothing is changed. Raises `RuntimeFailure` with the code `unsupported` where no such thing can be taken over.
+        """
+
+    def own(self, app_id: str, adoption: Adoption) -> None:
+        """From now on these objects are the app's as if they carried its labels; what is not there (any more) is not.
+
+        It holds until `disown` or the end of the process. Containers that are made anew are labelled as any; volumes
+        and networks keep their names.
+        """
+
+    def disown(self, app_id: str) -> None:
+        """Forget what `own` said of an app; for one that it never said anything of, nothing."""
 
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
         """`count` TCP host ports that nothing listens on now, outside `avoid`."""

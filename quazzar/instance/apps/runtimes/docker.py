@@ -20,12 +20,14 @@ from quazzar.instance.apps.images import pinned, registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     DEFAULT_SHELL,
+    Adoption,
     AppState,
     DependencyFailed,
     DiskUse,
     ImageNotFound,
     LogLine,
     Machine,
+    Project,
     Reading,
     RegistryLogin,
     Report,
@@ -39,6 +41,7 @@ from quazzar.instance.apps.runtimes.base import (
 )
 from quazzar.instance.apps.runtimes.configs import DockerConfig
 from quazzar.instance.apps.runtimes.engine import objects
+from quazzar.instance.apps.runtimes.engine.adopted import Adopted
 from quazzar.instance.apps.runtimes.engine.connection import CHANGE_SECONDS, HEAVY_SECONDS, Engine, engine_url
 from quazzar.instance.apps.runtimes.engine.containers import delete_container
 from quazzar.instance.apps.runtimes.engine.execution import (
@@ -51,6 +54,7 @@ from quazzar.instance.apps.runtimes.engine.failures import Gone, Taken
 from quazzar.instance.apps.runtimes.engine.images import Images, messages
 from quazzar.instance.apps.runtimes.engine.logs import Followed, Follower, Line, Memory, merged, read_lines
 from quazzar.instance.apps.runtimes.engine.objects import Held
+from quazzar.instance.apps.runtimes.engine.projects import survey
 from quazzar.instance.apps.runtimes.engine.volumes import Volumes
 from quazzar.instance.apps.spec import AppSpec, DependencySpec, FileSpec, NetworkSpec, ServiceSpec
 
@@ -83,7 +87,8 @@ class DockerRuntime:
         self._engine = Engine(engine_url(config.host))
         self._denied = config.denied
         self._images = Images(self._engine)
-        self._volumes = Volumes(self._engine)
+        self._adopted = Adopted()
+        self._volumes = Volumes(self._engine, self._adopted)
         self._samples: OrderedDict[str, tuple[objects.Sample, float]] = OrderedDict()
 
     async def info(self) -> RuntimeInfo:
@@ -147,7 +152,7 @@ class DockerRuntime:
         digests = {service.name: service_digest(spec, service) for service in spec.services}
         networks = await self._networks(spec.app_id)
         # A container can't be started without a network that it was made with.
-        whole = {service.name for service in spec.services if _is_whole(spec, service, networks)}
+        whole = {service.name for service in spec.services if self._is_whole(spec, service, networks)}
         kept = plan.kept((one for one in present if one.state.name in whole), digests)
         # Before anything is stopped: an app must not go down for an update that can't come up.
         images = {
@@ -323,13 +328,14 @@ class DockerRuntime:
 
     async def measure_disks(self) -> Sequence[DiskUse]:
         async with self._engine.call(HEAVY_SECONDS) as client:
-            return objects.disk_use(await client._query_json("system/df"))  # noqa: SLF001 - the library has no door
+            told = await client._query_json("system/df")  # noqa: SLF001 - the library has no door
+        for section, kind in (("Volumes", "volume"), ("Containers", "container")):
+            told[section] = [*(told.get(section) or ()), *self._adopted.labelled(told.get(section) or (), None, kind)]
+        return objects.disk_use(told)
 
     async def measure(self) -> Sequence[Reading]:
-        found = objects.filters(None, objects.SERVICE) | {"status": ["running", "paused"]}
-        async with self._engine.call() as client:
-            running = await client.containers.list(filters=_json(found))
-        summaries = [one._container for one in running if one._container["Labels"].get(objects.SERVICE)]  # noqa: SLF001
+        running = await self._containers(None, objects.SERVICE, status=["running", "paused"])
+        summaries = [one for one in running if one["Labels"].get(objects.SERVICE)]
         readings = await _all((self._reading(one) for one in summaries), at_once=_MEASURED_AT_ONCE)
         return [one for one in readings if one is not None]
 
@@ -340,7 +346,8 @@ class DockerRuntime:
         return None
 
     async def events(self, *, since: datetime | None = None) -> AsyncGenerator[RuntimeEvent, None]:
-        params = {"filters": _json({"type": ["container"], **objects.filters(None, objects.SERVICE)})}
+        # Of all containers, since an adopted one carries no label of ours: whose they are is looked at here.
+        params = {"filters": _json({"type": ["container"], "event": objects.EVENTS})}
         if (start := _nanoseconds(since)) is not None:
             params["since"] = _engine_time(start)
         async with contextlib.aclosing(messages(self._engine.chunks("GET", "events", params=params))) as told:
@@ -356,8 +363,20 @@ class DockerRuntime:
                 finally:
                     following.cancel()
                     await asyncio.gather(following, return_exceptions=True)
-                if (event := objects.event(message)) is not None:
+                if (event := objects.event(message, self._adopted_labels(message))) is not None:
                     yield event
+
+    def _adopted_labels(self, message: Mapping[str, Any]) -> Mapping[str, str]:
+        return self._adopted.container((message.get("Actor") or {}).get("ID", ""))
+
+    async def survey(self, project: str) -> Project | None:
+        return await survey(self._engine, self._images, project)
+
+    def own(self, app_id: str, adoption: Adoption) -> None:
+        self._adopted.own(app_id, adoption)
+
+    def disown(self, app_id: str) -> None:
+        self._adopted.disown(app_id)
 
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
         async with self._engine.call() as client:
@@ -385,10 +404,19 @@ class DockerRuntime:
     def _is_right(held: Held, once: set[str]) -> bool:
         return plan.is_right(held, once)
 
-    async def _containers(self, app_id: str | None) -> list[dict[str, Any]]:
-        """Summaries of our containers, also of those that only carry files."""
+    async def _containers(
+        self, app_id: str | None, key: str | None = None, *, status: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Summaries of our containers, also of those that only carry files; those with a label `key`, in a status."""
+        more = {"status": list(status)} if status else {}
+        found = await self._listed(objects.filters(app_id, key) | more)
+        if (adopted := self._adopted.filters(app_id)) is not None:
+            found += self._adopted.labelled(await self._listed(adopted | more), app_id, "container")
+        return found
+
+    async def _listed(self, filters: Mapping[str, list[str]]) -> list[dict[str, Any]]:
         async with self._engine.call() as client:
-            listed = await client.containers.list(all=True, filters=_json(objects.filters(app_id)))
+            listed = await client.containers.list(all=True, filters=_json(filters))
         return [one._container for one in listed]  # noqa: SLF001 - the summary has no other door
 
     async def _held(self, app_id: str | None) -> list[Held]:
@@ -417,6 +445,8 @@ class DockerRuntime:
                 inspected = await client.containers.container(container_id).show()
         except Gone:
             return None
+        config = inspected["Config"]
+        config["Labels"] = {**(config.get("Labels") or {}), **self._adopted.container(inspected["Id"])}
         digest = await self._images.digest_of(inspected["Image"], inspected["Config"]["Image"])
         try:
             return objects.held(inspected, image_digest=digest)
@@ -425,7 +455,10 @@ class DockerRuntime:
 
     async def _networks(self, app_id: str | None) -> list[dict[str, Any]]:
         async with self._engine.call() as client:
-            return await client.networks.list(filters=objects.filters(app_id, objects.NETWORK))
+            found = await client.networks.list(filters=objects.filters(app_id, objects.NETWORK))
+            if (adopted := self._adopted.filters(app_id)) is not None:
+                found += self._adopted.labelled(await client.networks.list(filters=adopted), app_id, "network")
+        return found
 
     async def _states(self, app_id: str | None) -> list[AppState]:
         held = await self._held(app_id)
@@ -450,6 +483,12 @@ class DockerRuntime:
 
     # Making
 
+    def _is_whole(self, spec: AppSpec, service: ServiceSpec, networks: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether all networks of a service are there as the spec wants them."""
+        wanted = {self._adopted.network_name(spec.app_id, one.name): one for one in spec.networks}
+        right = {one["Name"] for one in networks if _fits(one, wanted.get(one["Name"]))}
+        return right.issuperset(objects.endpoints(spec, service, self._adopted.network_name))
+
     async def _check_binds(self, spec: AppSpec) -> None:
         """Raises `RuntimeFailure` for a folder of the host that is none to be mounted, wherever its name leads to."""
         binds = [(service.name, one) for service in spec.services for one in service.host.binds]
@@ -469,7 +508,7 @@ class DockerRuntime:
 
     async def _make_networks(self, spec: AppSpec, networks: Sequence[Mapping[str, Any]]) -> None:
         """The spec's networks and only these; one that differs is made anew, which nothing is attached to by now."""
-        wanted = {objects.engine_name(spec.app_id, one.name): one for one in spec.networks}
+        wanted = {self._adopted.network_name(spec.app_id, one.name): one for one in spec.networks}
         right = {one["Name"] for one in networks if _fits(one, wanted.get(one["Name"]))}
         for network in networks:
             if network["Name"] not in right:
@@ -496,21 +535,23 @@ class DockerRuntime:
         return {*spec.volumes, *mounted, *present}
 
     async def _make_volume(self, app_id: str, name: str, labels: Mapping[str, str]) -> str:
-        return await self._volumes.make(app_id, objects.engine_name(app_id, name), labels)
+        return await self._volumes.make(app_id, self._adopted.volume_name(app_id, name), labels)
 
     async def _mounts(
         self, spec: AppSpec, service: ServiceSpec, volumes: set[str], image: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Volumes of the spec, and of folders that the image declares as data."""
         mounts = objects.bind_mounts(service) + [
-            objects.volume_mount(objects.engine_name(spec.app_id, one.volume), one.target, read_only=one.read_only)
+            objects.volume_mount(
+                self._adopted.volume_name(spec.app_id, one.volume), one.target, read_only=one.read_only
+            )
             for one in service.mounts
         ]
         for name, path in objects.image_volumes(service, image).items():
             # Left to the engine these would be nameless: lost at the next update, and never cleaned up.
             if name not in volumes:
                 await self._make_volume(spec.app_id, name, {objects.VOLUME: name})
-            mounts.append(objects.volume_mount(objects.engine_name(spec.app_id, name), path))
+            mounts.append(objects.volume_mount(self._adopted.volume_name(spec.app_id, name), path))
         return mounts
 
     async def _file_mounts(
@@ -563,7 +604,7 @@ class DockerRuntime:
         """What runs the service, not started yet; gives its id. `image` is the engine's word on its image."""
         mounts = mounts + await self._file_mounts(spec, service, mounts)
         config = objects.container_config(service, container_labels=labels, volumes=mounts, runs_once=runs_once)
-        endpoints = list(objects.endpoints(spec, service).items())
+        endpoints = list(objects.endpoints(spec, service, self._adopted.network_name).items())
         first, others = endpoints[:1], endpoints[1:]
         config["HostConfig"]["NetworkMode"] = first[0][0] if first else "host" if service.host.network else "none"
         # Engines before API 1.44 take one network here; the others are added before the start.
@@ -652,11 +693,16 @@ class DockerRuntime:
     async def _clear(self, app_id: str, *, keep: set[str]) -> None:
         """Delete the app's containers but those of `keep`, and the volumes of files that none of these mounts."""
         present = await self._containers(app_id)
-        await _all(delete_container(self._engine, one["Id"]) for one in present if one["Id"] not in keep)
+        await _all(self._delete(one["Id"]) for one in present if one["Id"] not in keep)
         mounted = {mount.get("Name") for one in present if one["Id"] in keep for mount in one.get("Mounts") or ()}
         for volume in await self._volumes.find(app_id, objects.FILES):
             if volume["Name"] not in mounted:
                 await self._volumes.remove(volume["Name"])
+
+    async def _delete(self, container_id: str) -> None:
+        # What was nameless of an adopted container is a volume of the app.
+        is_ours = not self._adopted.container(container_id)
+        await delete_container(self._engine, container_id, nameless_volumes=is_ours)
 
     async def _remove_network(self, network_id: str) -> None:
         with contextlib.suppress(Gone):
@@ -752,13 +798,6 @@ class DockerRuntime:
 
 def _fits(network: Mapping[str, Any], wanted: NetworkSpec | None) -> bool:
     return wanted is not None and bool(network.get("Internal")) == wanted.internal
-
-
-def _is_whole(spec: AppSpec, service: ServiceSpec, networks: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all networks of a service are there as the spec wants them."""
-    wanted = {objects.engine_name(spec.app_id, one.name): one for one in spec.networks}
-    right = {one["Name"] for one in networks if _fits(one, wanted.get(one["Name"]))}
-    return right.issuperset(objects.endpoints(spec, service))
 
 
 def _is_paused(held: Held | None) -> bool:

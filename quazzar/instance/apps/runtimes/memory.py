@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -23,6 +23,9 @@ from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     DEFAULT_SHELL,
     VOLUME_ROOT,
+    AdoptedNetwork,
+    AdoptedVolume,
+    Adoption,
     AppState,
     DependencyFailed,
     DiskUse,
@@ -33,6 +36,7 @@ from quazzar.instance.apps.runtimes.base import (
     Machine,
     PortInUse,
     PortState,
+    Project,
     Reading,
     RegistryLogin,
     Report,
@@ -168,6 +172,8 @@ class MemoryEngine:
         self.calls: list[str] = []
         """Every step that was reached, in order: `list`, `pull:IMAGE`, `create:SERVICE`, `start:SERVICE`, …"""
         self.is_down = False
+        self.projects: dict[str, Project] = {}
+        """Compose projects by name, see `compose_up`."""
         self.machine = Machine()
         """What there is for apps; nothing of it is known where it is not told."""
         self.volume_bytes: dict[tuple[str, str], int] = {}
@@ -233,6 +239,35 @@ class MemoryEngine:
     def remove_behind_our_back(self, app_id: str, service: str) -> None:
         """What `docker rm -f` by hand does."""
         self.delete(self.container(app_id, service))
+
+    def compose_up(self, project: str, compose: dict[str, Any], **fields: Any) -> Project:
+        """What Compose would make of a file; `fields` are those of the `Project` that are told otherwise."""
+        containers = {}
+        for name, service in compose["services"].items():
+            made = Container(
+                app_id="",
+                service=ServiceSpec(name=name, image=service["image"]),
+                digest="",
+                order=0,
+                behaviour=self.behaviours.get(name) or Behaviour(),
+                image_digest=self.images.setdefault(service["image"], self.remote_digest(service["image"], None)),
+            )
+            self.create(made)
+            self.start(made)
+            containers[name] = (made.id, f"{project}-{name}-1")
+        found = Project(
+            name=project,
+            compose=compose,
+            containers=containers,
+            states={one.service.name: one.held().state for one in self.containers if one.id in _ids(containers)},
+            ports=(),
+            images={one["image"]: self.images[one["image"]] for one in compose["services"].values()},
+            networks={f"{project}-network": AdoptedNetwork(name="default", engine_name=f"{project}_default")},
+            volumes={f"{project}_{name}": AdoptedVolume(name=name) for name in compose.get("volumes", ())},
+            problems={},
+        )
+        self.projects[project] = msgspec.structs.replace(found, **fields)
+        return self.projects[project]
 
     # For the driver
 
@@ -684,6 +719,26 @@ class MemoryRuntime:
                 raise RuntimeUnavailable
             await changed.wait()
 
+    async def survey(self, project: str) -> Project | None:
+        await self.engine.reach("survey")
+        return self.engine.projects.get(project)
+
+    def own(self, app_id: str, adoption: Adoption) -> None:
+        for container in self.engine.containers:
+            if (one := adoption.containers.get(container.id)) is not None and container.app_id in {"", app_id}:
+                container.app_id, container.digest, container.order = app_id, one.digest, one.order
+                container.service = msgspec.structs.replace(container.service, depends_on=one.depends_on)
+                held = {volume.name for volume in adoption.volumes.values()}
+                self.engine.volumes.setdefault(app_id, set()).update(held)
+
+    def disown(self, app_id: str) -> None:
+        for container in self.engine.containers:
+            if container.app_id == app_id and container.id in self._adopted_ids():
+                container.app_id = ""
+
+    def _adopted_ids(self) -> set[str]:
+        return {one for project in self.engine.projects.values() for one in _ids(project.containers)}
+
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
         await self.engine.reach("list")
         free = [port for port in _PORTS if port not in avoid and port not in self.engine.held_ports()]
@@ -777,6 +832,10 @@ class MemoryRuntime:
                 await asyncio.sleep(_POLL_SECONDS)
                 continue
             raise DependencyFailed(f"“{service}” waits for “{wanted.service}”, which is not there", service=service)
+
+
+def _ids(containers: Mapping[str, tuple[str, str]]) -> set[str]:
+    return {one for one, _ in containers.values()}
 
 
 def _checked(content: bytes) -> bytes:

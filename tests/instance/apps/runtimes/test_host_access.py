@@ -7,7 +7,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from quazzar.instance.apps.runtimes.base import RuntimeFailure
-from quazzar.instance.apps.runtimes.docker import DockerConfig, DockerRuntime
+from quazzar.instance.apps.runtimes.configs import DockerConfig
+from quazzar.instance.apps.runtimes.docker import DockerRuntime
 from quazzar.instance.apps.runtimes.engine.objects import container_config
 from quazzar.instance.apps.spec import BindSpec, DeviceSpec, HostSpec, ServiceSpec
 from tests.components import DockerEngine

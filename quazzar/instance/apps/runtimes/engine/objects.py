@@ -3,7 +3,7 @@
 import io
 import math
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from posixpath import dirname
@@ -82,15 +82,12 @@ def container_names(spec: AppSpec, service: ServiceSpec) -> tuple[str, str]:
 
 
 def container_labels(spec: AppSpec, service: ServiceSpec, *, order: int, digest: str) -> dict[str, str]:
-    depends = ",".join(
-        f"{one.service}:{one.condition}:{'required' if one.required else 'optional'}" for one in service.depends_on
-    )
     ours = {
         PROJECT: spec.project,
         SERVICE: service.name,
         SPEC: digest,
         ORDER: str(order),
-        DEPENDS: depends,
+        DEPENDS: depends_text(service.depends_on),
         IMAGE: service.image,
     }
     return service.labels | labels(spec.app_id, ours)
@@ -222,10 +219,12 @@ def image_volume_name(service: str, path: str) -> str:
     return f"image-{service}-{sha256(path.encode()).hexdigest()[:8]}"
 
 
-def endpoints(spec: AppSpec, service: ServiceSpec) -> dict[str, dict[str, Any]]:
+def endpoints(
+    spec: AppSpec, service: ServiceSpec, name_of: Callable[[str, str], str] = engine_name
+) -> dict[str, dict[str, Any]]:
     """Network name on the engine → endpoint settings, for every network that the service is on."""
     return {
-        engine_name(spec.app_id, one.network): {"Aliases": [service.name, *one.aliases]}
+        name_of(spec.app_id, one.network): {"Aliases": [service.name, *one.aliases]}
         for one in attachments(spec, service)
     }
 
@@ -321,6 +320,11 @@ def health(text: str | None) -> Health:
             return text
         case _:
             return "none"
+
+
+def depends_text(found: Iterable[DependencySpec]) -> str:
+    """The text of the label; `depends_on` reads it."""
+    return ",".join(f"{one.service}:{one.condition}:{'required' if one.required else 'optional'}" for one in found)
 
 
 def depends_on(text: str) -> Iterable[DependencySpec]:
@@ -443,9 +447,16 @@ def usage(stats: Mapping[str, Any]) -> dict[str, int]:
 _ACTIONS = frozenset(get_args(RuntimeEvent.__annotations__["action"]))
 
 
-def event(message: Mapping[str, Any]) -> RuntimeEvent | None:
-    """From one message of `GET /events`; None for what is not about a service's container or not of interest."""
-    attributes: Mapping[str, str] = (message.get("Actor") or {}).get("Attributes") or {}
+EVENTS = [*sorted(_ACTIONS - {"health"}), "health_status"]
+"""What an engine is asked to tell: not each run of a health check's command."""
+
+
+def event(message: Mapping[str, Any], more: Mapping[str, str]) -> RuntimeEvent | None:
+    """From one message of `GET /events`; None for what is not about a service's container or not of interest.
+
+    `more` are labels that an adopted container would carry.
+    """
+    attributes: Mapping[str, str] = {**((message.get("Actor") or {}).get("Attributes") or {}), **more}
     action, _, detail = str(message.get("Action", "")).partition(":")
     seen: Health | None = None
     if action == "health_status":
