@@ -64,6 +64,7 @@ async def adopt(apps: AppService, runtime: Runtime, project: Project, data: AppA
     if data.trusted:
         require_everything(apps.actor)
     session = apps.session
+    await store.lock_ports(session)
     if project.taken or await adoption_store.is_adopted(session, project.name):
         raise ProjectAdopted
     name = _name_of(project.name) if isinstance(data.name, UnsetType) else data.name

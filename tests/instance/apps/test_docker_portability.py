@@ -3,10 +3,12 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -384,3 +386,197 @@ def test_the_life_of_an_adopted_project(host: Host, tmp_path: Path) -> None:
     assert not [one for one in engine.ok("GET", "/networks") if one["Name"].startswith(f"{name}_")]
     assert lives(project_of(engine, neighbour)) == beside
     compose(engine, tmp_path / "b", "down", "-v", "-t", "1")
+
+
+class Made:
+    """Containers such as Compose makes them, each with something of its own; all are removed at the end."""
+
+    def __init__(self, engine: DockerEngine) -> None:
+        self.engine = engine
+        self.project = unique("made")
+        self.containers: list[str] = []
+        self.network = self._network("default", self.project)
+
+    def _network(self, short: str, project: str) -> str:
+        labels = {"com.docker.compose.project": project, "com.docker.compose.network": short}
+        body = {"Name": f"{project}_{short}", "Labels": labels}
+        return str(self.engine.ok("POST", "/networks/create", body=body)["Id"])
+
+    def volume(self, short: str, project: str | None = None, **options: str) -> str:
+        project = project or self.project
+        labels = {"com.docker.compose.project": project, "com.docker.compose.volume": short}
+        body = {"Name": f"{project}_{short}", "Labels": labels, "DriverOpts": options}
+        return str(self.engine.ok("POST", "/volumes/create", body=body)["Name"])
+
+    def run(self, service: str, host: dict[str, Any] | None = None, **config: Any) -> str:
+        labels = {"com.docker.compose.project": self.project, "com.docker.compose.service": service}
+        labels |= config.pop("Labels", {})
+        name = config.pop("name", f"{self.project}-{service}-1")
+        settings = {"NetworkMode": f"{self.project}_default", **(host or {})}
+        networks: dict[str, Any] = {settings["NetworkMode"]: {}} if settings["NetworkMode"].endswith("_default") else {}
+        body = {
+            "Image": "busybox:1.37",
+            "Cmd": ["sleep", "3600"],
+            "Labels": labels,
+            "HostConfig": settings,
+            "NetworkingConfig": {"EndpointsConfig": networks},
+            **config,
+        }
+        made = self.engine.ok("POST", "/containers/create", params={"name": name}, body=body)["Id"]
+        self.containers.append(made)
+        return str(made)
+
+    def clear(self) -> None:
+        for one in self.containers:
+            self.engine.request("DELETE", f"/containers/{one}", params={"force": "1", "v": "1"})
+        self.engine.request("DELETE", f"/networks/{self.network}")
+
+
+@pytest.fixture
+def made(engine: DockerEngine) -> Iterator[Made]:
+    found = Made(engine)
+    yield found
+    found.clear()
+
+
+def test_what_an_app_may_not_have_is_told_by_container_and_nothing_is_changed(
+    host: Host, made: Made, tmp_path: Path
+) -> None:
+    engine, project = host.engine, made.project
+    hidden = made.volume("hidden", type="none", o="bind", device=str(tmp_path))
+    foreign = made.volume("data", project=unique("elsewhere"))
+    plain = engine.ok("POST", "/volumes/create", body={"Name": unique("plain")})["Name"]
+    shared = made.volume("shared")
+    outside = engine.ok("POST", "/containers/create", body={
+        "Image": "busybox:1.37", "Cmd": ["sleep", "1"], "HostConfig": {"Binds": [f"{shared}:/s"]},
+    })["Id"]  # fmt: skip
+    made.containers.append(outside)
+    made.run("bind", {"Binds": [f"{tmp_path}:/x"]})
+    made.run("socket", {"Binds": [f"{engine.socket}:/var/run/docker.sock"]})
+    made.run("rights", {"Privileged": True, "PidMode": "host", "IpcMode": "host", "NetworkMode": "host"})
+    sysctls = {"net.core.somaxconn": "9"}
+    made.run("caps", {"CapAdd": ["SYS_ADMIN"], "SecurityOpt": ["seccomp=unconfined"], "Sysctls": sysctls})
+    device = {"PathOnHost": "/dev/zero", "PathInContainer": "/dev/x", "CgroupPermissions": "r"}
+    made.run("device", {"Devices": [device]})
+    made.run("volumes", {"Binds": [f"{hidden}:/a", f"{foreign}:/b", f"{plain}:/c", f"{shared}:/d"]})
+    made.run("more", {"OomScoreAdj": -5, "ExtraHosts": ["a:1.2.3.4"], "CgroupParent": "/x"})
+    made.run("quiet", {"LogConfig": {"Type": "none"}})
+    made.run("again")
+    made.run("again", name=f"{project}-again-2")
+    made.run("once", Labels={"com.docker.compose.oneoff": "True"})
+    made.run("tty", Tty=True, OpenStdin=True)
+    answer = host.client.post("/api/apps/adopt", json={"project": project})
+    assert (answer.status_code, answer.json()["code"]) == (422, "project_invalid"), answer.text
+    details = answer.json()["details"]
+    expected = {
+        "bind-1.volumes.0.type": "bind mounts are refused",
+        "socket-1.volumes.0.type": "refused",
+        "rights-1.privileged": "every right of the host",
+        "rights-1.pid": "processes",
+        "rights-1.ipc": "memory",
+        "rights-1.network_mode": "networks of its own",
+        "caps-1.cap_add.0": "cap_add is refused",
+        "caps-1.security_opt.0": "no-new-privileges",
+        "caps-1.sysctls": "kernel",
+        "device-1.devices": "devices of the host",
+        "more-1.oom_score_adj": "end other programs first",
+        "more-1.extra_hosts": "not supported",
+        "more-1.cgroup_parent": "limits",
+        "quiet-1.logging": "can't be read",
+        "again-2": "the same service",
+        "once-1": "docker compose run",
+        "tty-1.tty": "not supported",
+        "tty-1.stdin_open": "not supported",
+    }
+    for where, said in expected.items():
+        assert said in details.pop(f"containers.{project}-{where}"), where
+    assert "any folder of the host" in details.pop("volumes.hidden.driver_opts")
+    assert "only has volumes of its own" in details.pop(f"volumes.{foreign}.external")
+    assert "only has volumes of its own" in details.pop(f"volumes.{plain}.external")
+    assert "is not of this project" in details.pop(f"volumes.{shared}")
+    more = {key: said for key, said in details.items() if not key.startswith(f"containers.{project}-rights-1.")}
+    assert more == {}
+    assert "(line" not in answer.text
+    assert host.client.get("/api/apps", params={"q": project}).json() == []
+    assert len(project_of(engine, project)) > 5
+    for name in (hidden, foreign, plain):
+        for one in made.containers:
+            engine.request("DELETE", f"/containers/{one}", params={"force": "1"})
+        engine.ok("DELETE", f"/volumes/{name}")
+    engine.ok("DELETE", f"/volumes/{shared}")
+
+
+def test_what_an_administrator_trusts_is_adopted(host: Host, made: Made, tmp_path: Path) -> None:
+    shared = Path("/srv") / unique("qz")
+    shared.mkdir(parents=True)
+    try:
+        (shared / "word").write_text("of the host")
+        made.run("web", {"Binds": [f"{shared}:/x:ro"]}, Cmd=["sh", "-c", "cat /x/word; exec sleep 3600"])
+        host.engine.ok("POST", f"/containers/{made.containers[0]}/start")
+        body = {"project": made.project, "name": unique("trusted"), "trusted": True}
+        answer = host.client.post("/api/apps/adopt", json=body)
+        assert answer.status_code == 201, answer.text
+        app_id = answer.json()["id"]
+        assert answer.json()["name"] == body["name"]
+        host.client.patch(f"/api/apps/{app_id}", json={"resources": {"pids": 50}})
+        host.until(app_id, "running")
+        [ours] = host.containers(app_id)
+        assert [(one["Type"], one["Source"], one["RW"]) for one in ours["Mounts"]] == [("bind", str(shared), False)]
+        assert host.client.delete(f"/api/apps/{app_id}?purge=true").status_code == 204
+        assert (shared / "word").exists()
+    finally:
+        shutil.rmtree(shared)
+
+
+def test_others_on_its_network_keep_a_project_what_it_is(host: Host, made: Made) -> None:
+    engine = host.engine
+    data = made.volume("data")
+    ours = made.run("web", {"Binds": [f"{data}:/data"]})
+    engine.ok("POST", f"/containers/{ours}/start")
+    guest = engine.ok("POST", "/containers/create", body={"Image": "busybox:1.37", "Cmd": ["sleep", "3600"]})["Id"]
+    made.containers.append(guest)
+    engine.ok("POST", f"/networks/{made.network}/connect", body={"Container": guest})
+    engine.ok("POST", f"/containers/{guest}/start")
+    answer = host.client.post("/api/apps/adopt", json={"project": made.project})
+    assert answer.json()["details"].keys() == {"networks.default"}
+    engine.ok("POST", f"/networks/{made.network}/disconnect", body={"Container": guest})
+    asked = [host.client.build_request("POST", "/api/apps/adopt", json={"project": made.project}) for _ in range(4)]
+    with ThreadPoolExecutor(4) as several:
+        answers = list(several.map(host.client.send, asked))
+    assert sorted(one.status_code for one in answers) == [201, 409, 409, 409], [one.text for one in answers]
+    assert {one.json().get("code") for one in answers} == {None, "project_adopted"}
+    app_id = next(one.json()["id"] for one in answers if one.status_code == 201)
+    # What Compose takes down shows as it is, and what it makes anew is its own.
+    engine.ok("DELETE", f"/containers/{ours}", params={"force": "1"})
+    host.until(app_id, "crashed", seconds=5, reason="removed")
+    other = made.run("web", {"Binds": [f"{data}:/data"]})
+    engine.ok("POST", f"/containers/{other}/start")
+    assert host.show(app_id)["services"][0]["status"] == "missing"
+    assert host.client.delete(f"/api/apps/{app_id}?purge=true").status_code == 204
+    assert engine.ok("GET", f"/containers/{other}/json")["State"]["Running"], "never touched"
+    assert engine.ok("GET", f"/volumes/{data}")["Name"] == data
+    engine.ok("DELETE", f"/containers/{other}", params={"force": "1"})
+    engine.ok("DELETE", f"/volumes/{data}")
+
+
+def test_an_adopted_project_that_stands_still(host: Host, made: Made) -> None:
+    volume = made.volume("data")
+    stopped = made.run("web", {"Binds": [f"{volume}:/data"]})
+    answer = host.client.post("/api/apps/adopt", json={"project": made.project})
+    assert answer.status_code == 201, answer.text
+    app = answer.json()
+    assert (app["status"], app["services"][0]["status"]) == ("stopped", "created")
+    host.client.post(f"/api/apps/{app['id']}/start")
+    host.until(app["id"], "running")
+    copy = host.client.post(f"/api/apps/{app['id']}/clone", json={"name": unique("copy")})
+    assert copy.status_code == 201, copy.text
+    host.until(copy.json()["id"], "running")
+    host.until(app["id"], "running")
+    assert host.objects("volumes", copy.json()["id"])
+    exported = host.client.get(f"/api/apps/{app['id']}/export?data=true")
+    with tarfile.open(fileobj=io.BytesIO(exported.content)) as tar:
+        assert f"{app['name']}/volumes/data" in tar.getnames()
+    assert stopped
+    for app_id in (app["id"], copy.json()["id"]):
+        assert host.client.delete(f"/api/apps/{app_id}?purge=true").status_code == 204
+    assert volume not in [one["Name"] for one in host.engine.ok("GET", "/volumes")["Volumes"] or []]

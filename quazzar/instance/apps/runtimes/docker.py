@@ -7,7 +7,17 @@ import secrets
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -215,12 +225,15 @@ class DockerRuntime:
             await self._stop(await self._held(app_id))
         await self._clear(app_id, keep=set())
         for network in await self._networks(app_id):
-            await self._remove_network(network["Id"])
+            with _left_to_its_users(adopted=bool(self._adopted.network(network["Id"]))):
+                await self._remove_network(network["Id"])
         if not keep_volumes:
             for snapshot in await self.snapshots(app_id):
                 await self.discard(app_id, snapshot)
+            adopted = self._adopted.volume_names(app_id)
             for volume in await self._volumes.find(app_id, objects.VOLUME):
-                await self._volumes.remove(volume["Name"])
+                with _left_to_its_users(adopted=volume["Name"] in adopted):
+                    await self._volumes.remove(volume["Name"])
 
     async def snapshot(self, app_id: str, name: str, report: Report) -> None:
         await self._volumes.snapshot(app_id, name, report)
@@ -798,6 +811,16 @@ class DockerRuntime:
 
 def _fits(network: Mapping[str, Any], wanted: NetworkSpec | None) -> bool:
     return wanted is not None and bool(network.get("Internal")) == wanted.internal
+
+
+@contextlib.contextmanager
+def _left_to_its_users(*, adopted: bool) -> Iterator[None]:
+    """What is adopted and in use by others, for Compose has made its project anew beside us, stays theirs."""
+    try:
+        yield
+    except RuntimeFailure as failure:
+        if not adopted or failure.code not in {"network_in_use", "volume_in_use"}:
+            raise
 
 
 def _is_paused(held: Held | None) -> bool:

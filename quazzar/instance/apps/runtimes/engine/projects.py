@@ -43,7 +43,7 @@ async def survey(engine: Engine, images: Images, project: str) -> Project | None
     label = {"label": [f"{COMPOSE_PROJECT}={project}"]}
     listed = await _list(engine, "containers/json", {"all": "1"}, label)
     containers = []
-    for one in listed:
+    for one in sorted(listed, key=lambda one: (one["Created"], one["Names"])):
         try:
             containers.append(await engine.ask("GET", f"containers/{one['Id']}/json"))
         except Gone:
