@@ -561,13 +561,18 @@ def test_others_on_its_network_keep_a_project_what_it_is(host: Host, made: Made)
 
 def test_an_adopted_project_that_stands_still(host: Host, made: Made) -> None:
     volume = made.volume("data")
-    stopped = made.run("web", {"Binds": [f"{volume}:/data"]})
+    ports: dict[str, Any] = {"PortBindings": {"80/tcp": [{}]}}
+    stopped = made.run("web", {"Binds": [f"{volume}:/data"], **ports}, ExposedPorts={"80/tcp": {}})
+    host.engine.ok("POST", f"/containers/{stopped}/start")
+    host.engine.ok("POST", f"/containers/{stopped}/stop", params={"t": "0"})
     answer = host.client.post("/api/apps/adopt", json={"project": made.project})
     assert answer.status_code == 201, answer.text
     app = answer.json()
-    assert (app["status"], app["services"][0]["status"]) == ("stopped", "created")
+    assert (app["status"], app["services"][0]["status"]) == ("stopped", "exited")
     host.client.post(f"/api/apps/{app['id']}/start")
-    host.until(app["id"], "running")
+    running = host.until(app["id"], "running")
+    found = host.engine.ok("GET", f"/containers/{stopped}/json")["NetworkSettings"]["Ports"]["80/tcp"]
+    assert [one["host_port"] for one in running["ports"]] == [int(found[0]["HostPort"])], "the engine's own choice"
     copy = host.client.post(f"/api/apps/{app['id']}/clone", json={"name": unique("copy")})
     assert copy.status_code == 201, copy.text
     host.until(copy.json()["id"], "running")
@@ -576,7 +581,6 @@ def test_an_adopted_project_that_stands_still(host: Host, made: Made) -> None:
     exported = host.client.get(f"/api/apps/{app['id']}/export?data=true")
     with tarfile.open(fileobj=io.BytesIO(exported.content)) as tar:
         assert f"{app['name']}/volumes/data" in tar.getnames()
-    assert stopped
     for app_id in (app["id"], copy.json()["id"]):
         assert host.client.delete(f"/api/apps/{app_id}?purge=true").status_code == 204
     assert volume not in [one["Name"] for one in host.engine.ok("GET", "/volumes")["Volumes"] or []]

@@ -307,7 +307,7 @@ def held(inspected: Mapping[str, Any], *, image_digest: str | None) -> Held:
         order=int(found.get(ORDER, "0")),
         depends_on=tuple(depends_on(found.get(DEPENDS, ""))),
         state=service,
-        ports=tuple(_ports(service.name, host.get("PortBindings") or {})),
+        ports=tuple(_ports(service.name, host.get("PortBindings") or {}, inspected.get("NetworkSettings") or {})),
         tty=bool(config.get("Tty")),
         stop_seconds=config["StopTimeout"] if config.get("StopTimeout") is not None else 10,
         health_deadline_seconds=health_deadline(config.get("Healthcheck")),
@@ -335,10 +335,16 @@ def depends_on(text: str) -> Iterable[DependencySpec]:
         )
 
 
-def _ports(service: str, bindings: Mapping[str, Sequence[Mapping[str, str]] | None]) -> Iterable[PortState]:
+def _ports(
+    service: str, bindings: Mapping[str, Sequence[Mapping[str, str]] | None], now: Mapping[str, Any]
+) -> Iterable[PortState]:
+    """Published ports; where an adopted container leaves the number to the engine, the present one, if there is one."""
     for key, hosts in sorted(bindings.items()):
         number, _, protocol = key.partition("/")
-        for host_port in sorted({int(one["HostPort"] or 0) for one in hosts or ()}):
+        asked = {one.get("HostPort") or "0" for one in hosts or ()}
+        if "0" in asked:
+            asked |= {one["HostPort"] for one in (now.get("Ports") or {}).get(key) or ()}
+        for host_port in sorted(int(one) for one in asked - {"0"}):
             yield PortState(
                 service=service,
                 container_port=int(number),
