@@ -280,10 +280,10 @@ class DockerEngine:
         if answer.status >= 400 or b'"error"' in answer.body:
             raise RuntimeError(answer.body.decode(errors="replace"))
 
-    def publish(self, target: str, *, username: str = "", password: str = "") -> None:
-        """Put a fresh image of busybox and 200 KB that can't be squeezed into a registry, and forget it here."""
+    def publish(self, target: str, *, username: str = "", password: str = "", size: int = 200_000) -> None:
+        """Put a fresh image of busybox and `size` bytes that can't be squeezed into a registry, and forget it here."""
         made = f"quazzar-test/fresh:{secrets.token_hex(8)}"
-        self.import_busybox(made, changes=["CMD sleep 100000"], files={"data/noise": secrets.token_bytes(200_000)})
+        self.import_busybox(made, changes=["CMD sleep 100000"], files={"data/noise": secrets.token_bytes(size)})
         self.push(made, target, username=username, password=password)
         self.remove_image(target)
         self.remove_image(made)
@@ -481,7 +481,8 @@ class FaultyLine(Line):
 
     `fault` may change at any time: None lets everything through; `silence` takes connections and says nothing; `page`
     answers with `PAGE`, as a server that is no registry does, and `busy` with 429, as one that wants fewer questions;
-    `stall` and `drop` fall silent or hang up in the middle of a layer. `layers` counts the layers that were asked for.
+    `stall` and `drop` fall silent or hang up in the middle of a layer; `slow` lets a megabyte through in a second.
+    `layers` counts the layers that were asked for.
     """
 
     PAGE = "internal page: canary-of-an-inner-server"
@@ -491,7 +492,7 @@ class FaultyLine(Line):
     def __init__(self, namespace: Namespace, behind: Registry) -> None:
         super().__init__()
         self.name = ""
-        self.fault: Literal["silence", "page", "busy", "stall", "drop"] | None = None
+        self.fault: Literal["silence", "page", "busy", "stall", "drop", "slow"] | None = None
         self.layers = 0
         self._namespace = namespace
         self._behind = int(behind.name.rpartition(":")[2])
@@ -541,6 +542,8 @@ class FaultyLine(Line):
                 if is_layer and passed > self.HEAD_BYTES and self.fault == "stall":
                     await reader.read()
                     return
+                if is_layer and self.fault == "slow":
+                    await asyncio.sleep(len(data) / 1_000_000)
                 writer.write(data)
                 await writer.drain()
         finally:

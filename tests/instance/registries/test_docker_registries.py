@@ -34,10 +34,10 @@ class Host:
     def log_in(self) -> None:
         self.client.headers.update(self.product.authorized(self.product.login()["access_token"]))
 
-    def fresh(self) -> str:
-        """An image that the registry has and the engine has nothing of."""
+    def fresh(self, *, size: int = 200_000) -> str:
+        """An image of `size` bytes and busybox that the registry has and the engine has nothing of."""
         path = f"team/app:{unique('v')}"
-        self.engine.publish(f"{self.private.name}/{path}", username="bob", password=PASSWORD)
+        self.engine.publish(f"{self.private.name}/{path}", username="bob", password=PASSWORD, size=size)
         return f"{self.line.name}/{path}"
 
     def begin(self, image: str) -> dict[str, Any]:
@@ -144,6 +144,28 @@ def test_a_line_that_breaks_in_the_middle_of_a_layer(host: Host) -> None:
         host.client.post(f"/api/apps/{broken['id']}/start")
         assert host.end(broken)["status"] == "running"
         host.forget(broken)
+
+
+def test_the_job_tells_what_is_pulled_and_how_far_that_is(host: Host) -> None:
+    with host.login():
+        host.line.fault = "slow"
+        image = host.fresh(size=4_000_000)
+        app = host.begin(image)
+        told: set[float] = set()
+
+        def between() -> bool:
+            job = host.client.get(f"/api/jobs/{app['job_id']}").json()
+            if job["step"] == f"Pulling {image}" and 0.05 < job["progress"] < 0.6:
+                told.add(job["progress"])
+            return len(told) >= 3
+
+        wait_for(between, seconds=60, what="a pull that gets on")
+        assert host.end(app)["status"] == "running"
+        lines = [one["line"] for one in host.client.get(f"/api/jobs/{app['job_id']}/logs").json()]
+        steps = [lines.index(step) for step in (f"Pulling {image}", "Creating web", "Starting web")]
+        assert steps == sorted(steps)
+        assert host.client.get(f"/api/jobs/{app['job_id']}").json()["progress"] == 1
+        host.forget(app)
 
 
 def test_cancelled_and_killed_while_a_registry_is_silent(host: Host) -> None:
