@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, assert_never
 
 import structlog
-from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.crypto import SealBroken
 from quazzar.core.db import Database, Listener, see_all_tenants
+from quazzar.core.envelope import is_database_away
 from quazzar.core.jobs.signals import Signals
 from quazzar.link.messages import CLOSE_MALFORMED, CLOSE_REFUSED, Cancel, Order, Report, Reported
 from quazzar.link.orders import OrderActor, OrderBody
@@ -38,8 +38,6 @@ _SEND_SECONDS: Final = 20.0
 _AT_ONCE: Final = 500
 _TRY_AGAIN_LATER: Final = 1013
 _ORDER_ID: Final = re.compile(r"ord_[a-z2-7]{26}\Z")
-_AWAY: Final = (OSError, TimeoutError, exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
-"""What a database that is away for a moment looks like."""
 
 
 class Delivery:
@@ -59,6 +57,7 @@ class Delivery:
         self._reports: list[_Waiting] = []
         self._reported = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._sending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         await self._listener.start()
@@ -67,9 +66,10 @@ class Delivery:
 
     async def stop(self) -> None:
         await self._listener.stop()
-        for task in self._tasks:
+        ending = [*self._tasks, *self._sending]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     # --- what the hub tells --------------------------------------------------------------------------------------
 
@@ -158,40 +158,39 @@ class Delivery:
                 args[command_id] = open_args(self._fleet.keyring, command_id, content.sealed_args)
             except SealBroken:
                 log.error("The arguments of a command can't be opened: their key is gone", command_id=command_id)
-        sending: list[Awaitable[None]] = []
         for row in orders:
             socket = self._socket(row.instance_id)
             if socket is None or row.command_id not in args:
                 continue
             if row.cancelling:
-                sending.append(_hand_over(socket, Cancel(order_id=row.order_id)))
+                self._hand_over(socket, Cancel(order_id=row.order_id))
             else:
                 body = _body(row, contents[row.command_id], args[row.command_id])
-                sending.append(_hand_over(socket, authority.sign_order(body)))
-        await asyncio.gather(*sending)
+                self._hand_over(socket, authority.sign_order(body))
+
+    def _hand_over(self, socket: Socket, message: Order | Cancel) -> None:
+        """Each in a task of its own: nobody waits for an instance that takes nothing."""
+        task = asyncio.create_task(_push(socket, message))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
 
     # --- reports -------------------------------------------------------------------------------------------------
 
     async def _write_on(self) -> None:
-        await self._reported.wait()
-        self._reported.clear()
-        waiting, self._reports = self._reports, []
-        while waiting:
-            some, waiting = waiting[:_AT_ONCE], waiting[_AT_ONCE:]
-            try:
-                await self._write(some)
-            except _AWAY:
-                self._reports += waiting
-                raise
+        if not self._reports:
+            self._reported.clear()
+            await self._reported.wait()
+        some = self._reports[:_AT_ONCE]
+        await self._write(some)
+        # Only now: while the database is away they stay the first in the line.
+        del self._reports[: len(some)]
 
     async def _write(self, waiting: Sequence["_Waiting"]) -> None:
         try:
             own = await self.apply([(one.socket, one.report) for one in waiting])
-        except _AWAY:
-            self._reports[:0] = waiting
-            self._reported.set()
-            raise
         except Exception as error:
+            if is_database_away(error):
+                raise
             if len(waiting) > 1:
                 # One that can't be written must not keep the others from it.
                 for one in waiting:
@@ -241,6 +240,8 @@ class Delivery:
                     if await upkeep.claim(session, row.tenant_id, row.id):
                         await advance(session, row.tenant_id, row.id)
             except Exception as error:
+                if is_database_away(error):
+                    raise
                 log.error("The rollout of a command is held up", command_id=row.id, exc_info=error)
 
     @contextlib.asynccontextmanager
@@ -287,7 +288,7 @@ def _body(row: Any, content: Any, args: dict[str, Any]) -> OrderBody:
     )
 
 
-async def _hand_over(socket: Socket, message: Order | Cancel) -> None:
+async def _push(socket: Socket, message: Order | Cancel) -> None:
     """An instance that takes nothing is cut: it comes again, and hears again what is open."""
     try:
         async with asyncio.timeout(_SEND_SECONDS):
@@ -305,7 +306,7 @@ def _word(socket: Socket, report: Report) -> Word:
         # The link allows one more than the column holds.
         sequence=min(report.sequence, 2**31 - 1),
         status=status,
-        begun=report.status not in ("taken", "refused", "expired"),
+        begun=report.status in ("running", "completed", "failed"),
         at=_moment(report.at, socket.skew_seconds),
         progress=report.progress,
         step=_text(report.step),

@@ -75,7 +75,8 @@ _APPLY = text(
         output = COALESCE(r.output, u.output),
         error = r.error,
         error_code = r.error_code,
-        started_at = CASE WHEN r.begun THEN COALESCE(u.started_at, GREATEST(u.begun_at, LEAST(r.at, now.at))) END,
+        started_at = CASE WHEN r.begun THEN COALESCE(u.started_at, GREATEST(u.begun_at, LEAST(r.at, now.at)))
+            ELSE u.started_at END,
         finished_at = CASE WHEN r.status NOT IN ('pending', 'running')
             THEN GREATEST(u.begun_at, u.started_at, LEAST(r.at, now.at)) END
     FROM unnest(:orders, :sequences, :statuses, :begun, :moments, :progress, :steps, :outputs, :errors, :codes)

@@ -305,7 +305,7 @@ async def test_while_the_database_is_away_reports_wait(
     async def find_orders(session: Any, order_ids: Any) -> Any:
         tries.append(order_ids)
         if len(tries) == 1:
-            raise exc.OperationalError("x", {}, OSError())
+            raise exc.DBAPIError("x", {}, OSError(), connection_invalidated=True)
         return await real(session, order_ids)
 
     monkeypatch.setattr(upkeep, "find_orders", find_orders)

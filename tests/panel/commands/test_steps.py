@@ -293,6 +293,18 @@ async def test_cancel_ends_what_has_not_begun_and_asks_what_has(rollout: Rollout
     assert (done.status, await rollout.units()) == ("cancelled", "CXXX")
 
 
+async def test_what_began_and_was_cancelled_has_its_times(rollout: Rollout) -> None:
+    await rollout.begin(2)
+    orders = await rollout.send()
+    await rollout.end({0: orders[0]}, "running")
+    await rollout.do("cancel")
+    await rollout.end(orders, "cancelled", sequence=2)
+    began, never = await rollout.list_units()
+    assert began.started_at is not None
+    assert never.started_at is None
+    assert None not in (began.finished_at, never.finished_at)
+
+
 async def test_an_instance_that_is_faster_than_its_cancellation_has_completed(rollout: Rollout) -> None:
     await rollout.begin(1)
     orders = await rollout.send()
