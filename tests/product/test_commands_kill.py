@@ -19,7 +19,7 @@ from quazzar.link.messages import Heartbeat, Order, Report, Reported, Welcome, p
 from quazzar.link.orders import OrderBody, open_order
 from tests.product.process import PASSWORD, Product, product
 from tests.product.test_database_restart import kill_database
-from tests.product.test_link import Machine, hello, until
+from tests.product.test_link import Machine, hello
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]
 
@@ -124,12 +124,14 @@ def servers(panel: Product, owner: dict[str, str], tmp_path_factory: pytest.Temp
 def rolled_out(panel: Product, owner: dict[str, str], made: dict[str, Any]) -> dict[str, Any]:
     """The command once it has ended, whatever happens to the panel meanwhile."""
 
-    def ended() -> Any:
+    found: dict[str, Any] = made
+    deadline = time.monotonic() + 180
+    while found["finished_at"] is None:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
         with contextlib.suppress(httpx.TransportError):
             answer = panel.http.get(f"{COMMANDS}/{made['id']}", headers=owner)
-            return answer.json() if answer.status_code == 200 and answer.json()["finished_at"] else None
-
-    found: dict[str, Any] = until(ended, seconds=120)
+            found = answer.json() if answer.status_code == 200 else found
     return found
 
 

@@ -125,8 +125,8 @@ class Delivery:
             for start in range(0, len(here), _AT_ONCE):
                 await self._send_some(here[start : start + _AT_ONCE], again)
         except BaseException:
-            self._greeted |= greeted
-            self._wanted |= wanted
+            # Some may be marked as sent already, and a commit whose answer was lost may have marked more.
+            self._greeted |= greeted | wanted
             self._look_for_overdue |= overdue
             raise
 
