@@ -88,7 +88,7 @@ async def _fire(
         return
     again = await judging.reopen(session, tenant_id, changes, now, seconds=FLAP.total_seconds())
     await store.drop_resolved_notices(session, tenant_id, list(again.values()))
-    mutes = await store.find_mutes(session, tenant_id, now)
+    mutes = await judging.find_mutes(session, tenant_id, changes)
     made, updated, notices = [], [], []
     for change in changes:
         rule, pair = rules[change.rule_id], (change.rule_id, change.instance_id)

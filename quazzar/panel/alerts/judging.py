@@ -202,6 +202,14 @@ _REOPEN = _sql(
     WHERE a.id = latest.id AND a.tenant_id = :tenant_id RETURNING a.id, a.rule_id, a.instance_id
     """
 )
+_MUTES = _sql(
+    """
+    SELECT DISTINCT ON (a.rule_id, a.instance_id) a.rule_id, a.instance_id, a.muted_until FROM alerts a
+    JOIN unnest(:rule_ids, :instance_ids) AS one (rule_id, instance_id)
+        ON one.rule_id = a.rule_id AND one.instance_id = a.instance_id
+    WHERE a.tenant_id = :tenant_id ORDER BY a.rule_id, a.instance_id, a.id DESC
+    """
+)
 _REPEAT = _sql(
     """
     INSERT INTO alert_notices (tenant_id, rule_id, alert_id, kind, due_at)
@@ -295,6 +303,14 @@ async def reopen(
     values = _pairs(tenant_id, changes) | {"now": now, "seconds": seconds}
     rows = await session.execute(_REOPEN, values)
     return {(rule_id, instance_id): alert_id for alert_id, rule_id, instance_id in rows}
+
+
+async def find_mutes(
+    session: AsyncSession, tenant_id: str, changes: Sequence[Change]
+) -> Mapping[tuple[str, str], datetime | None]:
+    """Until when the last alert of each rule and instance is or was muted."""
+    rows = await session.execute(_MUTES, _pairs(tenant_id, changes))
+    return {(rule_id, instance_id): until for rule_id, instance_id, until in rows}
 
 
 async def repeat(session: AsyncSession, tenant_id: str, now: datetime) -> None:

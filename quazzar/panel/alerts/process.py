@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Final
 
 import structlog
@@ -18,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 EVERY_SECONDS: Final = 15.0
 _BATCH: Final = 50
+_ADOPT_EACH: Final = 100
+"""Steps."""
 
 
 class Watch:
@@ -54,12 +57,20 @@ class Watch:
 
     async def _step_often(self) -> None:
         pause = min(5.0, self._pace.every.total_seconds() / 3)
+        steps = count()
         while True:
             await asyncio.sleep(pause)
             try:
+                if next(steps) % _ADOPT_EACH == 0:
+                    await self.adopt()
                 await self.step()
             except Exception as error:  # noqa: BLE001 - the database is away for a moment; the next step makes up for it
                 log.warning("alerts.step_failed", cause=type(error).__name__)
+
+    async def adopt(self) -> None:
+        """See to it that no tenant with instances is forgotten."""
+        async with self._database.begin() as session:
+            await upkeep.adopt(session)
 
     async def step(self, now: datetime | None = None) -> None:
         """Evaluate every tenant that is due; `now` is the database's clock unless given. One that fails holds up no

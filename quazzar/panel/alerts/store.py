@@ -252,22 +252,6 @@ async def find_open_of_instance(session: AsyncSession, tenant_id: str, instance_
     return (await session.execute(query)).scalars().all()
 
 
-async def find_mutes(session: AsyncSession, tenant_id: str, now: datetime) -> Mapping[tuple[str, str], datetime]:
-    """Until when a rule is muted for an instance, by an alert of theirs that is over."""
-    query: Select[*tuple[Any, ...]] = (
-        select(Alert.rule_id, Alert.instance_id, func.max(Alert.muted_until))
-        .where(
-            Alert.tenant_id == tenant_id,
-            Alert.muted_until > now,
-            Alert.rule_id.is_not(None),
-            Alert.instance_id.is_not(None),
-        )
-        .group_by(Alert.rule_id, Alert.instance_id)
-    )
-    rows = (await session.execute(query)).all()
-    return {(row[0], row[1]): row[2] for row in rows}
-
-
 async def add_alerts(session: AsyncSession, tenant_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
         await session.execute(insert(Alert), [{"tenant_id": tenant_id, **row} for row in rows])

@@ -18,6 +18,11 @@ _DUE = text(
     ) ORDER BY due_at LIMIT :most
     """
 ).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+# Those that a process of an older release has made meanwhile.
+_ADOPT = text(
+    "INSERT INTO alert_turns (tenant_id) SELECT DISTINCT tenant_id FROM fleet_instances i"
+    " WHERE NOT EXISTS (SELECT FROM alert_turns t WHERE t.tenant_id = i.tenant_id) ON CONFLICT DO NOTHING"
+)
 _NOW = text("SELECT clock_timestamp()")
 _PRUNE = text(
     "DELETE FROM alerts WHERE id IN (SELECT id FROM alerts WHERE status = 'resolved'"
@@ -29,6 +34,12 @@ async def database_time(session: AsyncSession) -> datetime:
     """What time it is for all processes alike."""
     now: datetime = (await session.execute(_NOW)).scalar_one()
     return now
+
+
+async def adopt(session: AsyncSession) -> None:
+    """Give every tenant that has instances its turn; with the first one it is given its rules."""
+    await see_all_tenants(session)
+    await session.execute(_ADOPT)
 
 
 async def find_due(session: AsyncSession, now: datetime, most: int) -> Sequence[str]:

@@ -416,6 +416,15 @@ async def test_a_tenant_begins_with_rules_and_an_older_one_is_given_them(databas
         assert (await session.execute(count)).scalar_one() == 0
 
 
+async def test_a_tenant_that_an_older_release_made_is_not_forgotten(lab: Lab) -> None:
+    await lab.instance()
+    await lab.rows("DELETE FROM alert_turns RETURNING tenant_id")
+    for _ in range(2):
+        await lab.watch.adopt()
+    await lab.watch.step(lab.now + timedelta(seconds=15))
+    assert len(await lab.rows("SELECT id FROM alert_rules")) == len(DEFAULTS)
+
+
 @pytest.mark.usefixtures("by_the_lab")
 async def test_a_mute_holds_for_the_next_alert_too(lab: Lab) -> None:
     await lab.channel()
@@ -430,6 +439,14 @@ async def test_a_mute_holds_for_the_next_alert_too(lab: Lab) -> None:
     first, second = await lab.alerts()
     assert first["muted_until"] == second["muted_until"]
     assert await lab.told() == []
+    # Who ends it on one ends it for those that follow.
+    await lab.act("mute", second["id"], AlertMute(0))
+    lab.set(one, disk_percent=1)
+    await lab.looks(600)
+    lab.set(one, disk_percent=95)
+    await lab.looks(60)
+    assert (await lab.alerts())[-1]["muted_until"] is None
+    assert [each["firing_count"] for each in await lab.told()] == [1]
 
 
 async def test_users_and_evaluators_do_not_wait_for_each_other_in_a_ring(lab: Lab) -> None:

@@ -73,8 +73,7 @@ class Model:
             last.resolved_at = None
             last.notices.pop("resolved", None)
             return
-        mutes = [one.muted_until for one in self.alerts if one.muted_until is not None and one.muted_until > self.now]
-        made = Modelled(fired_at=self.now, muted_until=max(mutes, default=None))
+        made = Modelled(fired_at=self.now, muted_until=last.muted_until if last is not None else None)
         made.notices["fired"] = self.now + GROUP
         self.alerts.append(made)
 
