@@ -129,6 +129,37 @@ def network_namespace() -> Iterator[Namespace]:
             _run("ip", "netns", "del", name)
 
 
+@contextlib.contextmanager
+def link_between(one: Namespace, other: Namespace) -> Iterator[tuple[str, str]]:
+    """A cable from one namespace to the other; gives the address of each at its end."""
+    name = "q" + secrets.token_hex(4)[:7]
+    base = ipaddress.ip_address("198.18.0.0") + 4 * random.SystemRandom().randrange(2**15)
+    ends = ((one, f"{name}a", str(base + 1)), (other, f"{name}b", str(base + 2)))
+    _run(
+        "ip",
+        "link",
+        "add",
+        f"{name}a",
+        "netns",
+        one.name,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        f"{name}b",
+        "netns",
+        other.name,
+    )
+    for namespace, device, address in ends:
+        _run("ip", "-n", namespace.name, "addr", "add", f"{address}/30", "dev", device)
+        _run("ip", "-n", namespace.name, "link", "set", device, "up")
+    try:
+        yield ends[0][2], ends[1][2]
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run("ip", "-n", one.name, "link", "del", f"{name}a")
+
+
 class EngineAnswer(NamedTuple):
     status: int
     body: bytes
@@ -265,10 +296,16 @@ class DockerEngine:
             raise RuntimeError(answer.body.decode(errors="replace"))
         return str(self.ok("GET", f"/images/{quote(tag, safe=':/')}/json")["Id"])
 
-    def init_swarm(self) -> None:
-        """Make this engine the first manager of a swarm, at its address in our network."""
-        body = {"ListenAddr": f"{self.address}:2377", "AdvertiseAddr": self.address}
-        self.ok("POST", "/v1.41/swarm/init", body=body)
+    def init_swarm(self, address: str | None = None) -> None:
+        """Make this engine the first manager of a swarm, at an address of its own, else at that in our network."""
+        at = address or self.address
+        self.ok("POST", "/v1.41/swarm/init", body={"ListenAddr": f"{at}:2377", "AdvertiseAddr": at})
+
+    def join_swarm(self, address: str, manager: "DockerEngine", at: str) -> None:
+        """Make this engine, at its `address`, a worker of the swarm whose manager listens `at`."""
+        token = manager.ok("GET", "/v1.41/swarm")["JoinTokens"]["Worker"]
+        where = {"ListenAddr": f"{address}:2377", "AdvertiseAddr": address, "RemoteAddrs": [f"{at}:2377"]}
+        self.ok("POST", "/v1.41/swarm/join", body={**where, "JoinToken": token})
 
     def push(self, image: str, target: str, *, username: str = "", password: str = "") -> None:
         """Push a present image as `target` (host:port/name:tag)."""
@@ -392,6 +429,20 @@ class Registry(NamedTuple):
     """`name` is how the engine calls it: on its loopback, where an engine accepts plain HTTP."""
 
     name: str
+    config: Path = Path()
+
+
+@contextlib.contextmanager
+def same_registry(engine: DockerEngine, behind: Registry) -> Iterator[None]:
+    """The images of a registry beside another engine too, under the same name."""
+    command = engine.namespace.command("docker-registry", "serve", str(behind.config))
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: _listens(process.pid, int(behind.name.rpartition(":")[2])), what="docker-registry")
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -417,7 +468,7 @@ def registry(tmp_path: Path, engine: DockerEngine, *, users: Mapping[str, str] |
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         wait_for(lambda: _listens(process.pid, port), what="docker-registry")
-        yield Registry(f"127.0.0.1:{port}")
+        yield Registry(f"127.0.0.1:{port}", folder / "config.yml")
     finally:
         process.kill()
         process.wait()

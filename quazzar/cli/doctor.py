@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -229,6 +229,8 @@ async def check_engine(settings: Settings) -> Finding:
         async with asyncio.timeout(5), Docker(url=url) as docker:
             version = await docker.version()
             info = await docker.system.info()
+            is_manager = settings.runtime.driver == "swarm" and swarm_problem(info.get("Swarm") or {}) is None
+            nodes = await docker.nodes.list() if is_manager else []
     except (OSError, ClientError, DockerError, TimeoutError, ValueError):
         where = urlsplit(url).path or f"{urlsplit(url).hostname}:{urlsplit(url).port}"
         advice = "install Docker, start it, give this user access to the socket, or set runtime.docker_host"
@@ -238,6 +240,9 @@ async def check_engine(settings: Settings) -> Finding:
         return Finding("fail", "engine", f"the container engine is too old (API {version.get('ApiVersion')})")
     if settings.runtime.driver == "swarm" and (problem := swarm_problem(info.get("Swarm") or {})):
         return Finding("fail", "engine", f"runtime.driver is swarm, but {problem}")
+    if lost := lost_nodes(nodes):
+        sentence = f"of {len(nodes)} nodes of the swarm {', '.join(lost)} can't run apps; see `docker node ls`"
+        return Finding("warn", "engine", sentence)
     return Finding("ok", "engine", f"container engine {version.get('Version')} (API {version.get('ApiVersion')})")
 
 
@@ -254,6 +259,15 @@ def swarm_problem(swarm: Mapping[str, Any]) -> str | None:
             return "this engine can't join its swarm; see `docker info`, or leave it and join again"
         case _:
             return "this engine is in none; run `docker swarm init`"
+
+
+def lost_nodes(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The host names of nodes that are down, or that nothing is given to, from `GET /nodes`."""
+    return sorted(
+        str((one.get("Description") or {}).get("Hostname") or one["ID"])
+        for one in nodes
+        if (one.get("Status") or {}).get("State") != "ready" or (one.get("Spec") or {}).get("Availability") != "active"
+    )
 
 
 def check_ports(settings: Settings) -> Iterator[Finding]:

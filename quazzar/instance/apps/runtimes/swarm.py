@@ -175,7 +175,9 @@ class SwarmRuntime(DockerRuntime):
 
     async def _capabilities(self) -> frozenset[str]:
         # “here” is what holds for services on this node alone.
-        found = {"logs", "events", "spread", "stats.here", "exec.here", "volumes.here", "oom_killed.here"}
+        found = {"logs", "events", "stats.here", "exec.here", "volumes.here", "oom_killed.here"}
+        if len(await self._nodes_up()) > 1:
+            found.add("spread")
         if await self._knows_no_new_privileges():
             found.add("no_new_privileges")
         return frozenset(found)

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from quazzar.cli.doctor import swarm_problem
+from quazzar.cli.doctor import lost_nodes, swarm_problem
 from quazzar.core.ids import new_id
 from quazzar.instance.apps.runtimes import SwarmConfig, make_runtime
 from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable
@@ -63,6 +63,15 @@ def test_why_an_engine_can_not_speak_for_its_swarm(message: str, reason: str) ->
 def test_the_doctor_says_what_is_wrong(swarm: dict[str, Any], problem: str | None) -> None:
     found = swarm_problem(swarm)
     assert found == problem if problem is None else found is not None and problem in found
+
+
+def test_the_doctor_names_nodes_that_are_lost() -> None:
+    def node(name: str, state: str = "ready", availability: str = "active") -> dict[str, Any]:
+        description, spec = {"Hostname": name}, {"Availability": availability}
+        return {"ID": f"id-{name}", "Description": description, "Status": {"State": state}, "Spec": spec}
+
+    assert lost_nodes([]) == []
+    assert lost_nodes([node("a"), node("b", "down"), node("c", availability="drain"), {"ID": "d"}]) == ["b", "c", "d"]
 
 
 def test_names_of_services_are_valid_and_short() -> None:
@@ -122,7 +131,8 @@ async def test_what_a_swarm_can_not_do_is_refused_by_name(swarm: SwarmLab) -> No
             assert (caught.value.code, caught.value.service) == ("unsupported", "web")
         assert await swarm.runtime.get(spec.app_id) is None
     capabilities = (await swarm.runtime.info()).capabilities
-    assert {"stats.here", "exec.here", "volumes.here", "spread"} <= capabilities
+    assert {"stats.here", "exec.here", "volumes.here"} <= capabilities
+    assert "spread" not in capabilities, "there is one node"
 
 
 @component
