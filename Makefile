@@ -31,7 +31,8 @@ newer-engine: $(VENV)/.dev ## run the promise of a container runtime on a newer 
 	.ci/newer_engine .engine
 	QUAZZAR_COMPONENT_PATH=$(CURDIR)/.engine/engine:$(CURDIR)/.engine/compose \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope \
-		tests/instance/apps/runtimes/test_conformance.py tests/instance/apps/test_docker_portability.py $(ARGS)
+		tests/instance/apps/runtimes/test_conformance.py tests/instance/apps/runtimes/test_volumes.py \
+		tests/instance/apps/test_docker_portability.py $(ARGS)
 
 check: lint types imports migrations openapi-check ## everything that is judged without running the tests
 

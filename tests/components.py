@@ -179,6 +179,9 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+_BREAKDOWNS = ("panic:", "fatal error:", "runtime:", "SIG", "unexpected fault")
+
+
 class DockerEngine:
     """A Docker engine of one test run; its published ports are reached at `address`.
 
@@ -267,6 +270,8 @@ class DockerEngine:
         timeout: float = 60,
     ) -> EngineAnswer:
         """One call of the Engine API behind the driver's back; `body` is bytes or something for JSON."""
+        if words := self.last_words():
+            raise RuntimeError(words)
         connection = _UnixConnection(str(self.socket), timeout)
         with contextlib.closing(connection):
             content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
@@ -331,6 +336,17 @@ class DockerEngine:
     def log(self) -> str:
         """What the engine itself wrote, for a test that has to be understood."""
         return (self.folder / "dockerd.log").read_text(errors="replace")
+
+    def last_words(self) -> str | None:
+        """Why an engine or its containerd is gone that nobody here has ended: the end of its log, else None."""
+        for name, process in (("dockerd", self._dockerd), ("containerd", self._containerd)):
+            if process is not None and process.poll() is not None:
+                log = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
+                # A Go program that breaks down says why first, and then what each of its many routines did.
+                broken = next((at for at, line in enumerate(log) if line.startswith(_BREAKDOWNS)), len(log))
+                lines = [*log[max(0, broken - 40) : broken + 60], "…", *log[-20:]]
+                return f"{name} ended by itself with {process.returncode}:\n" + "\n".join(lines)
+        return None
 
     def stop(self) -> None:
         """End everything: engine, containers, their keepers, mounts and cgroups."""
@@ -417,7 +433,10 @@ def docker_engine(
                 engine.start()
                 yield engine
             finally:
+                words = engine.last_words()
                 engine.stop()
+            if words is not None:
+                pytest.fail(words, pytrace=False)
     finally:
         tmp_path.mkdir(parents=True, exist_ok=True)
         for log in folder.glob("*.log"):

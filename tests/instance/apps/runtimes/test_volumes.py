@@ -346,8 +346,9 @@ async def test_a_full_disk_is_told_and_nothing_counts(docker: DockerLab) -> None
         "Labels": {"io.quazzar.app": spec.app_id},
     }
     docker.engine.ok("POST", "/volumes/create", body=body)
-    with pytest.raises(RuntimeFailure) as caught:
-        await docker.runtime.write_volume(spec.app_id, "small", docker.runtime.read_volume(spec.app_id, "data"))
+    async with contextlib.aclosing(docker.runtime.read_volume(spec.app_id, "data")) as chunks:
+        with pytest.raises(RuntimeFailure) as caught:
+            await docker.runtime.write_volume(spec.app_id, "small", chunks)
     assert caught.value.code == "disk_full"
     assert doors(docker) == []
     docker.engine.ok("DELETE", f"/volumes/{name}")

@@ -123,7 +123,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
             _plain("A volume of the app is in use by a container that is not part of it", "volume_in_use"),
         ),
         (
-            r"processing tar file",
+            r"processing tar file|archive/tar:",
             _plain("The engine could not unpack the data of a volume", "volume_unreadable"),
         ),
         (

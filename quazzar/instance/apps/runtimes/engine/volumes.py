@@ -19,6 +19,7 @@ import msgspec
 from quazzar.instance.apps.runtimes.base import (
     VOLUME_ROOT,
     ImageNotFound,
+    RegistryUnreachable,
     Report,
     RuntimeFailure,
     SnapshotNotFound,
@@ -205,14 +206,19 @@ class Volumes:
 
     async def _write(self, app_id: str, name: str, chunks: AsyncIterator[bytes]) -> None:
         async with self._door(app_id, name, read_only=False) as door:
-            await self._engine.upload(
-                "PUT",
-                f"containers/{door}/archive",
-                chunks,
-                params={"path": "/", "noOverwriteDirNonDir": "1"},
-                silence=SILENCE_SECONDS,
-                last=HEAVY_SECONDS,
-            )
+            try:
+                await self._engine.upload(
+                    "PUT",
+                    f"containers/{door}/archive",
+                    chunks,
+                    params={"path": "/", "noOverwriteDirNonDir": "1"},
+                    silence=SILENCE_SECONDS,
+                    last=HEAVY_SECONDS,
+                )
+            except RegistryUnreachable as error:
+                # Newer engines say no more than that something ended too soon; here it can only be the tar.
+                reason = "The engine could not unpack the data of a volume"
+                raise RuntimeFailure(reason, code="volume_unreadable") from error
 
     @contextlib.asynccontextmanager
     async def _door(self, app_id: str, name: str, *, read_only: bool) -> AsyncIterator[str]:

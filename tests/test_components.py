@@ -1,0 +1,36 @@
+"""The real servers of the tests: one that breaks down by itself says why, at once and at the end of the run."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.components import docker_engine, wait_for
+
+
+@pytest.mark.component("docker")
+def test_an_engine_that_ends_by_itself_leaves_its_last_words(tmp_path: Path) -> None:
+    running = docker_engine(tmp_path)
+    engine = running.__enter__()
+    try:
+        assert engine.last_words() is None
+        process = engine._dockerd
+        assert process is not None
+        # A Go program answers this signal with what each of its routines does, and ends.
+        process.send_signal(signal.SIGABRT)
+        wait_for(lambda: process.poll() is not None, what="the end of the engine")
+        with pytest.raises(RuntimeError, match="goroutine"):
+            engine.ok("GET", "/_ping")
+    finally:
+        with pytest.raises(pytest.fail.Exception, match="dockerd ended by itself"):
+            running.__exit__(None, None, None)
+    assert "dockerd" in {file.stem for file in tmp_path.glob("*.log")}
+
+
+@pytest.mark.component("docker")
+def test_an_engine_that_a_test_kills_has_none(tmp_path: Path) -> None:
+    with docker_engine(tmp_path) as engine:
+        engine.kill()
+        assert engine.last_words() is None
+        engine.start()
+        assert engine.request("GET", "/_ping").status == 200
