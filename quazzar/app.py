@@ -438,12 +438,11 @@ def denied_paths(settings: Settings) -> tuple[str, ...]:
 
 
 def runtime_config(settings: Settings) -> RuntimeConfig:
-    denied = denied_paths(settings)
     match settings.runtime.driver:
         case "docker":
-            return DockerConfig(host=settings.runtime.docker_url, denied=denied)
+            return DockerConfig(host=settings.runtime.docker_url, denied=denied_paths(settings))
         case "swarm":
-            return SwarmConfig(host=settings.runtime.docker_url, denied=denied)
+            return SwarmConfig(host=settings.runtime.docker_url, denied=denied_paths(settings))
         case "memory":
             return MemoryConfig()
 

@@ -93,9 +93,8 @@ async def export_answer(request: Request[Any, Any, State], app_id: str, wanted: 
     template, config = template_of(app), open_config(app, state.keyring)
     spec = plain_spec(app, state.keyring)
     if wanted.data:
-        return await _archive_answer(request, state.runtime, app, spec, state.keyring, wanted)
-    hidden = frozenset() if secrets else secret_fields(template)
-    kept = {name: f"${{{name}:?is a secret of {app.name}}}" for name in sorted(hidden) if config.get(name)}
+        return await _archive_answer(request, state.runtime, app, spec, state.keyring, wanted, secrets=secrets)
+    kept = {} if secrets else _asked_for(app, template, config)
     if wanted.extension:
         kept = _defaults(template, config) | kept
     text = _file(template, config, spec, kept=kept, extension=wanted.extension)
@@ -107,7 +106,7 @@ def _may_see_secrets(principal: Principal, wanted: Wanted) -> bool:
     allowed = principal.allows(SECRETS_SCOPE)
     if (wanted.secrets or wanted.data) and not allowed:
         raise Forbidden(f"This needs the scope {SECRETS_SCOPE}", code="scope_missing")
-    return allowed if wanted.secrets is None or wanted.data else wanted.secrets
+    return allowed if wanted.secrets is None else wanted.secrets
 
 
 async def _read(
@@ -153,6 +152,12 @@ def _file(
     return yaml_text(document, comment=comment)
 
 
+def _asked_for(app: Held, template: Template, config: Mapping[str, Setting]) -> dict[str, str]:
+    """What stands in the place of each secret that is left out."""
+    hidden = sorted(name for name in secret_fields(template) if config.get(name))
+    return {name: f"${{{name}:?is a secret of {app.name}}}" for name in hidden}
+
+
 def _defaults(template: Template, config: Mapping[str, Setting]) -> dict[str, str]:
     """`${name:-value}` for each field whose value may stand there."""
     values = config_texts(template.fields, config)
@@ -169,6 +174,8 @@ async def _archive_answer(
     spec: AppSpec,
     keyring: Keyring,
     wanted: Wanted,
+    *,
+    secrets: bool,
 ) -> Response[Any]:
     state = request.app.state
     if getattr(state, "exports", 0) >= MOST_AT_ONCE:
@@ -181,10 +188,11 @@ async def _archive_answer(
         raise RuntimeUnavailable(failure.reason) from failure
     volumes = found.volumes if found is not None else ()
     template, config = template_of(app), open_config(app, keyring)
-    secrets = {
+    # What can't be written into an environment file stands in the file itself.
+    environment = {
         name: text
         for name, text in config_texts(template.fields, config).items()
-        if name in secret_fields(template) and _PLAIN.match(text)
+        if secrets and name in secret_fields(template) and _PLAIN.match(text)
     }
     present = {
         service: {name: path for name, path in some.items() if name in volumes} for service, some in folders.items()
@@ -193,12 +201,11 @@ async def _archive_answer(
         template,
         config,
         spec,
-        kept={name: f"${{{name}}}" for name in secrets},
+        kept={name: f"${{{name}}}" for name in environment} if secrets else _asked_for(app, template, config),
         extension=wanted.extension,
         folders=present,
     )
-    environment = "".join(f"{name}='{value}'\n" for name, value in secrets.items())
-    files = {"compose.yaml": text, ".env": environment}
+    files = {"compose.yaml": text, ".env": "".join(f"{name}='{value}'\n" for name, value in environment.items())}
     cut = asyncio.Event()
     chunks = _counted(state, app.id, cut, archive(runtime, app.id, app.name, files, volumes))
     return download(request, chunks, media_type=TAR, name=f"{app.name}.tar", cut=cut)

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from typing import Any, Final, Literal
 
 import msgspec
+import psutil
 import structlog
 
 from quazzar.core.errors import Unavailable
@@ -32,6 +33,8 @@ DISK_RESERVE_BYTES: Final = GIB
 IMAGE_BYTES: Final = 256 * MIB
 """What an image that no app has yet takes on the disk, where the template does not say what the app needs."""
 PIDS_OVERCOMMIT: Final = 16
+MOST_PIDS: Final = 32_768
+"""What a service counts for at most: what a kernel runs at once, unless somebody has told it otherwise."""
 LOOK_SECONDS: Final = 60.0
 Resource = Literal["memory_bytes", "memory_limit_bytes", "cpus", "pids", "disk_bytes"]
 _AGAIN_SECONDS: Final = 5.0
@@ -68,17 +71,21 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def claim_of(spec: AppSpec, needs: Needs, *, known_images: Collection[str] = ()) -> Claim:
-    """What an app reserves, by its spec without limits of our own choosing; `known_images` are on the disk already."""
+    """What an app reserves, by its spec without limits of our own choosing; `known_images` are on the disk already.
+
+    A limit above what this machine has limits nothing, and counts as all that there is.
+    """
+    memory, cores = psutil.virtual_memory().total, psutil.cpu_count() or 1
     limits = [service.resources for service in spec.services]
     reserved = sum(one.memory_reservation_bytes or 0 for one in limits)
-    limited = sum(one.memory_bytes or one.memory_reservation_bytes or 0 for one in limits)
+    limited = sum(min(one.memory_bytes or one.memory_reservation_bytes or 0, memory) for one in limits)
     least = needs.memory_bytes or reserved
     images = {service.image for service in spec.services} - set(known_images)
     return Claim(
         memory_bytes=least,
         memory_limit_bytes=max(limited, least),
-        cpus=sum(one.cpus or 0 for one in limits),
-        pids=sum(one.pids for one in limits),
+        cpus=sum(min(one.cpus or 0, cores) for one in limits),
+        pids=sum(min(one.pids, MOST_PIDS) for one in limits),
         disk_bytes=needs.disk_bytes or IMAGE_BYTES * len(images),
     )
 

@@ -171,6 +171,10 @@ async def test_with_data(app: RunningApp, admin: httpx.AsyncClient, engine: Memo
     assert SECRET.encode() not in texts["compose.yaml"]
     assert yaml.safe_load(texts["compose.yaml"])["services"]["web"]["environment"]["ADMIN"] == "${admin_password}"
     assert (await audited(app, one["id"]))[-1] == ("app.export", "user", {"secrets": True, "data": True})
+    without = await export(admin, one, "?data=true&secrets=false")
+    assert SECRET.encode() not in without.content
+    assert b"${admin_password:?" in without.content
+    assert (await audited(app, one["id"]))[-1] == ("app.export", "user", {"secrets": False, "data": True})
 
 
 async def test_when_there_is_no_data_to_be_had(

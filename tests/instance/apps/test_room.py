@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from sqlalchemy import text
 
@@ -37,6 +38,12 @@ def test_what_an_app_reserves() -> None:
     )
     hinted = claim_of(spec(ResourceSpec()), Needs(memory_bytes=3 * GIB, disk_bytes=5 * GIB))
     assert (hinted.memory_bytes, hinted.memory_limit_bytes, hinted.disk_bytes) == (3 * GIB, 3 * GIB, 5 * GIB)
+
+
+def test_a_limit_above_the_machine_counts_as_all_that_there_is() -> None:
+    found = claim_of(spec(ResourceSpec(memory_bytes=2**50, cpus=1024, pids=4_194_304)), Needs())
+    assert found.memory_limit_bytes == psutil.virtual_memory().total
+    assert (found.cpus, found.pids) == (psutil.cpu_count(), 32_768)
 
 
 def test_the_sums() -> None:
@@ -202,11 +209,19 @@ async def test_an_install_that_failed_reserves_nothing(
     await until(admin, failed["id"], "running")
 
 
+TABLES = ("apps", "app_ports", "jobs", "audit_records", "events", "idempotent_answers", "app_adoptions")
+
+
+async def rows(app: RunningApp) -> dict[str, int]:
+    async with app.database.begin() as session:
+        return {one: (await session.execute(text(f"SELECT count(*) FROM {one}"))).scalar_one() for one in TABLES}
+
+
 async def test_a_dry_run_tells_the_sums(app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine) -> None:
     slug = await small(admin)
     made = await install(admin, slug)
     await room_for(app, 128 * MIB)
-    held, calls = await reserved(app, "memory_limit_bytes"), len(engine.calls)
+    held, calls, before = await reserved(app, "memory_limit_bytes"), len(engine.calls), await rows(app)
     fits = {
         "POST /api/apps": {"template": slug, "name": unique()},
         "POST /api/apps/import": {"name": unique(), "compose": "services: {a: {image: 'new:1', mem_limit: 256m}}"},
@@ -230,4 +245,5 @@ async def test_a_dry_run_tells_the_sums(app: RunningApp, admin: httpx.AsyncClien
     engine.come_back()
     assert answer.json()["pulls"] == [{"image": "nginx:1.27", "present": None, "digest": None}]
     assert set(engine.calls[calls:]) <= {"present", "list", "events", "measure", "machine"}
+    assert await rows(app) == before
     assert await reserved(app, "memory_limit_bytes") == held
