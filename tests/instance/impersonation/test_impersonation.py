@@ -20,7 +20,6 @@ from quazzar.core.auth import Guard
 from quazzar.core.db import Database
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobRun, Resources
-from quazzar.core.server import Server, ServerConfig
 from quazzar.instance.enrolment.keys import signing_request
 from quazzar.instance.enrolment.models import PanelLink
 from quazzar.instance.impersonation.jobs import end_impersonation
@@ -30,6 +29,7 @@ from quazzar.link.impersonation import Impersonation, new_impersonation, sign_im
 from quazzar.link.messages import Noted
 from quazzar.panel.fleet.authority import Authority, read_request
 from tests.conftest import RunningApp
+from tests.core.servers import serving
 from tests.factories.accounts import headers_of, make_user
 from tests.factories.apps import add_one, install, key_client
 from tests.test_architecture import PUBLIC, operations
@@ -595,13 +595,8 @@ async def test_sessions_of_both_kinds_come_in_pages(
 
 @pytest.fixture(scope="module")
 async def port(app: RunningApp) -> AsyncIterator[int]:
-    server = Server(app.asgi, "127.0.0.1", 0, config=ServerConfig(lifespan=False), signals=False)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield server.port
-    server.stop()
-    await task
+    async with serving(app.asgi) as port:
+        yield port
 
 
 async def test_s15_a_terminal_by_cookie_is_for_pages_of_this_server_and_ends_with_the_session(
