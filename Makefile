@@ -10,8 +10,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check lint types imports migrations openapi-check openapi events permissions \
-	migrate doctor lock format bench fuzz torture clean
+.PHONY: help install run test test-all newer-engine check lint types imports migrations openapi-check openapi events \
+	permissions migrate doctor lock format bench fuzz torture clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ test: $(VENV)/.dev ## run the tests but the slow ones (ARGS='tests/core -k …',
 
 test-all: $(VENV)/.dev ## run the slow ones too, as CI does: campaigns, fuzz, swarm, faults of the engine
 	CI=true $(MAKE) test
+
+newer-engine: $(VENV)/.dev ## run the promise of a container runtime on a newer engine (API 1.45), unpacked into .engine
+	.ci/newer_engine .engine
+	QUAZZAR_COMPONENT_PATH=$(CURDIR)/.engine/engine:$(CURDIR)/.engine/compose \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope \
+		tests/instance/apps/runtimes/test_conformance.py tests/instance/apps/test_docker_portability.py $(ARGS)
 
 check: lint types imports migrations openapi-check ## everything that is judged without running the tests
 

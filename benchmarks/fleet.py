@@ -128,6 +128,7 @@ class Watch:
 
 
 def load() -> str:
+    """How busy the machine is with all that it does: above 2 on two cores the times below are those of a crowd."""
     return f"load of the machine {os.getloadavg()[0]:.1f}"
 
 
@@ -215,6 +216,8 @@ async def commanded(fleet: Fleet, api: Api, panel: OwnPanel | None) -> None:
 
 
 async def run(options: argparse.Namespace) -> None:
+    # What the loop has to say of lines that the panel has just cut is counted already.
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     async with _panel_of(options) as (api, panel, folder):
         tokens = options.token or (await api.tokens(options.instances) if api is not None else [])
         began = time.monotonic()
@@ -222,7 +225,7 @@ async def run(options: argparse.Namespace) -> None:
         if panel is not None:
             members = [msgspec.structs.replace(member, port=panel.agent_port) for member in members]
         took = time.monotonic() - began
-        print(f"\nA fleet of {len(members)} instances, {options.apps} apps each (enrolled in {took:.0f} s)")
+        print(f"\nA fleet of {len(members)} instances, {options.apps} apps each (enrolled in {took:.0f} s)", flush=True)
         habits = Habits(apps=options.apps, heartbeat_seconds=options.heartbeat)
         fleet = Fleet(members, folder, habits)
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import sys
@@ -49,13 +50,17 @@ from quazzar.events.events import SystemStarted
 from quazzar.events.feed import Feed
 from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
+from quazzar.instance.apps.adopting import Adoptions
+from quazzar.instance.apps.auto_updating import AutoUpdater
 from quazzar.instance.apps.disks import DiskMeter
 from quazzar.instance.apps.exec import Terminals
 from quazzar.instance.apps.exec_routes import ExecController
 from quazzar.instance.apps.history import Collector
 from quazzar.instance.apps.reconciler import Reconciler
+from quazzar.instance.apps.room import MachineWatch
 from quazzar.instance.apps.routes import AppController
 from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeConfig, SwarmConfig, make_runtime
+from quazzar.instance.apps.runtimes.engine.connection import engine_url
 from quazzar.instance.apps.store import count_apps
 from quazzar.instance.apps.usage import Usage
 from quazzar.instance.apps.work import RUNTIME
@@ -229,10 +234,13 @@ class Application:
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
         self._terminals: Terminals | None = None
+        self._machine: MachineWatch | None = None
         usage = Usage()
         on_engine: list[_Part] = []
+        first: list[_Part] = []
         if self._runtime is not None:
             resources[RUNTIME] = self._runtime
+            first = [Adoptions(database, self._runtime)]
             limits = settings.runtime
             self._reconciler = Reconciler(database, self._runtime)
             self._terminals = Terminals(
@@ -240,11 +248,15 @@ class Application:
             )
             collector = Collector(database, self._runtime)
             usage = collector.usage
-            on_engine = [self._reconciler, collector, DiskMeter(database, self._runtime), self._terminals]
+            updater = AutoUpdater(database, keyring, settings)
+            self._machine = MachineWatch(self._runtime)
+            meters = (collector, DiskMeter(database, self._runtime), self._machine)
+            on_engine = [self._reconciler, *meters, self._terminals, updater]
         if "panel" in modes:
             # Declared before there is a worker, which looks for kinds of jobs only once.
             import quazzar.panel.accounts.jobs  # noqa: PLC0415
-            import quazzar.panel.alerts.jobs  # noqa: F401, PLC0415
+            import quazzar.panel.alerts.jobs  # noqa: PLC0415
+            import quazzar.panel.commands.jobs  # noqa: F401, PLC0415
         identity = None if settings.database.url is not None else str(settings.server.data_dir)
         self.worker = Worker(database, resources, identity=identity)
         self.feed = Feed(database)
@@ -274,7 +286,8 @@ class Application:
         on_line: list[_Part] = [part for part in (self.commands, hub, self.panel_line, joining) if part is not None]
         self.webhooks = Webhooks(database, keyring, policy, settings.webhooks.retry_schedule, identity=identity)
         # In the order of their start; they end in the opposite one.
-        self._parts: list[_Part] = [self.accounts, self.feed, self.worker, self.webhooks, *on_line, *on_engine, *watch]
+        parts: list[_Part] = [self.accounts, self.feed, *first, self.worker, self.webhooks]
+        self._parts = [*parts, *on_line, *on_engine, *watch]
         self.litestar = Litestar(
             route_handlers=[
                 instance_router(prefix) if realm == "instance" else panel_router(prefix)
@@ -297,6 +310,7 @@ class Application:
                     "runtime": self._runtime,
                     "reconciler": self._reconciler,
                     "terminals": self._terminals,
+                    "machine": self._machine,
                     "worker": self.worker,
                     "feed": self.feed,
                     "fleet": self.fleet,
@@ -416,12 +430,20 @@ def outbound_policy(settings: Settings) -> OutboundPolicy:
     return OutboundPolicy(settings.webhooks.allow_networks, own_ports=[port for port in own if port is not None])
 
 
+def denied_paths(settings: Settings) -> tuple[str, ...]:
+    """Folders of ours that no app may mount: all our data, the backups, and the engine's socket."""
+    folders = [str(one) for one in (settings.server.data_dir, *settings.backups.local_roots)]
+    socket_path = engine_url(settings.runtime.docker_url).removeprefix("unix://")
+    return tuple(os.path.realpath(one) for one in (*folders, socket_path) if one.startswith("/"))
+
+
 def runtime_config(settings: Settings) -> RuntimeConfig:
+    denied = denied_paths(settings)
     match settings.runtime.driver:
         case "docker":
-            return DockerConfig(host=settings.runtime.docker_url)
+            return DockerConfig(host=settings.runtime.docker_url, denied=denied)
         case "swarm":
-            return SwarmConfig(host=settings.runtime.docker_url)
+            return SwarmConfig(host=settings.runtime.docker_url, denied=denied)
         case "memory":
             return MemoryConfig()
 

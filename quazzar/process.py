@@ -263,11 +263,11 @@ class _Agents:
 
     async def end(self) -> None:
         self.server.stop()
-        for bound in self.server.sockets:
-            bound.close()
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for bound in self.server.sockets:
+            bound.close()
 
 
 async def _agent_listener(app: "Application", settings: Settings, edge: "ServerConfig") -> _Agents | None:

@@ -30,7 +30,7 @@ _PREFIX = "QUAZZAR_"
 
 # Variables with our prefix that are not settings: the config file's own, and those of the test and bench tools.
 _OTHER_VARIABLES = re.compile(
-    r"QUAZZAR_(CONFIG|REQUIRE_COMPONENTS|TORTURE|FUZZ\w*|TEST_\w+|BENCH_\w+"
+    r"QUAZZAR_(CONFIG|REQUIRE_COMPONENTS|COMPONENT_PATH|TORTURE|FUZZ\w*|TEST_\w+|BENCH_\w+"
     # A Kubernetes service that is called "quazzar" puts these into every container of its namespace.
     r"|SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP)\w*)?)"
 )
@@ -132,9 +132,11 @@ def _absolute(value: Path | tuple[Path, ...]) -> str | None:
 
 
 def _mail_address(value: str) -> str | None:
-    return None if re.fullmatch(r"[^@]*[^@\s]@[^@\s]+", value) else "must be a mail address"
+    return None if _MAIL_SENDER.fullmatch(value) else "must be a mail address, or a name and one as in `Name <address>`"
 
 
+_MAIL_ADDRESS = r"[^\s<>@\",;:\\]+@[^\s<>@\",;:\\]+"
+_MAIL_SENDER = re.compile(rf'(?:"[^"\\]*"|[^<>@",;:\\]*)\s*<{_MAIL_ADDRESS}>|{_MAIL_ADDRESS}')
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9_-]{0,62})(?:\.[A-Za-z0-9][A-Za-z0-9_-]{0,62})*\.?")
 
 
@@ -298,6 +300,31 @@ class Apps(msgspec.Struct, frozen=True, kw_only=True):
             description="Days that a deleted app stays in the trash with its data; 0 removes it at once.", ge=0, le=3650
         ),
     ] = 7
+    update_check_hours: Annotated[
+        int,
+        Meta(
+            description="Hours between two questions to the registries of apps' images for newer ones; 0 asks only when"
+            " told to.",
+            ge=0,
+            le=720,
+        ),
+    ] = 24
+    memory_overcommit: Annotated[
+        float,
+        Meta(
+            description="How often the memory limits of all apps may promise the machine's memory; 0 checks none.",
+            ge=0,
+            le=1000,
+        ),
+    ] = 2.0
+    cpu_overcommit: Annotated[
+        float,
+        Meta(
+            description="How often the CPU limits of all apps may promise the machine's cores; 0 checks none.",
+            ge=0,
+            le=1000,
+        ),
+    ] = 10.0
 
 
 class Webhooks(msgspec.Struct, frozen=True, kw_only=True):

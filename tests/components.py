@@ -23,6 +23,7 @@ import tarfile
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -43,6 +44,7 @@ COMPONENTS = {
         "docker.io iptables iproute2 util-linux busybox-static",
         as_root=True,
     ),
+    "docker-compose": Component(("docker-compose",), "(.ci/newer_engine unpacks one)"),
     "docker-registry": Component(("docker-registry",), "docker-registry"),
     "redis": Component(("redis-server",), "redis-server"),
     "caddy": Component(("caddy",), "caddy"),
@@ -202,6 +204,13 @@ class DockerEngine:
         self._dockerd.wait()
         self._dockerd = None
 
+    def end(self) -> None:
+        """The engine is stopped in order, as for an upgrade of it; its containers end too unless they live on."""
+        assert self._dockerd is not None
+        self._dockerd.terminate()
+        self._dockerd.wait()
+        self._dockerd = None
+
     def freeze(self) -> None:
         """The engine takes connections but answers nothing any more."""
         assert self._dockerd is not None
@@ -352,16 +361,21 @@ class DockerEngine:
 
 
 @contextlib.contextmanager
-def docker_engine(tmp_path: Path, *options: str, live_restore: bool = True) -> Iterator[DockerEngine]:
+def docker_engine(
+    tmp_path: Path, *options: str, live_restore: bool = True, disk_bytes: int | None = None
+) -> Iterator[DockerEngine]:
     """A running engine in a network namespace of its own; everything of it is gone at the end.
 
-    Its folder lies outside of `tmp_path`, whose name is too long for a socket; the engine's log is put there.
+    Its folder lies outside of `tmp_path`, whose name is too long for a socket; the engine's log is put there. With
+    `disk_bytes` its images and volumes lie on a file system of their own of that size.
     """
     require("docker")
     folder = Path(tempfile.mkdtemp(prefix="qz-"))
     try:
         with network_namespace() as namespace:
             engine = DockerEngine(folder, namespace, options, live_restore=live_restore)
+            if disk_bytes is not None:
+                _mount_disk(folder, disk_bytes)
             try:
                 engine.start()
                 yield engine
@@ -409,24 +423,10 @@ def registry(tmp_path: Path, engine: DockerEngine, *, users: Mapping[str, str] |
         process.wait()
 
 
-class FaultyLine:
-    """A line to a registry, in the engine's network namespace, that tests break; `name` is what images carry.
+class Line(ABC):
+    """A server in a thread of its own, between somebody and what is behind it."""
 
-    `fault` may change at any time: None lets everything through; `silence` takes connections and says nothing; `page`
-    answers with `PAGE`, as a server that is no registry does; `stall` and `drop` fall silent or hang up in the middle
-    of a layer. `layers` counts the layers that were asked for.
-    """
-
-    PAGE = "internal page: canary-of-an-inner-server"
-    HEAD_BYTES = 20_000
-    """What still comes through of a broken layer."""
-
-    def __init__(self, namespace: Namespace, behind: Registry) -> None:
-        self.name = ""
-        self.fault: Literal["silence", "page", "stall", "drop"] | None = None
-        self.layers = 0
-        self._namespace = namespace
-        self._behind = int(behind.name.rpartition(":")[2])
+    def __init__(self) -> None:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._work)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -441,11 +441,15 @@ class FaultyLine:
         self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join(20)
 
+    @abstractmethod
+    async def _listen(self, accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> asyncio.Server:
+        """The server that gives every connection to `accept`."""
+
+    @abstractmethod
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+
     def _work(self) -> None:
-        # A thread of its own can be in another network than the rest of the process; its sockets are there.
-        with Path(f"/run/netns/{self._namespace.name}").open() as namespace:
-            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000) != 0:
-                raise OSError(ctypes.get_errno(), "setns")
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
@@ -463,14 +467,46 @@ class FaultyLine:
                 running.discard(task)
                 writer.close()
 
-        server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        self.name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await self._listen(accept)
         self._ready.set()
         await self._ending.wait()
         server.close()
         for task in list(running):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+class FaultyLine(Line):
+    """A line to a registry, in the engine's network namespace, that tests break; `name` is what images carry.
+
+    `fault` may change at any time: None lets everything through; `silence` takes connections and says nothing; `page`
+    answers with `PAGE`, as a server that is no registry does, and `busy` with 429, as one that wants fewer questions;
+    `stall` and `drop` fall silent or hang up in the middle of a layer. `layers` counts the layers that were asked for.
+    """
+
+    PAGE = "internal page: canary-of-an-inner-server"
+    HEAD_BYTES = 20_000
+    """What still comes through of a broken layer."""
+
+    def __init__(self, namespace: Namespace, behind: Registry) -> None:
+        super().__init__()
+        self.name = ""
+        self.fault: Literal["silence", "page", "busy", "stall", "drop"] | None = None
+        self.layers = 0
+        self._namespace = namespace
+        self._behind = int(behind.name.rpartition(":")[2])
+
+    def _work(self) -> None:
+        # A thread of its own can be in another network than the rest of the process; its sockets are there.
+        with Path(f"/run/netns/{self._namespace.name}").open() as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+        super()._work()
+
+    async def _listen(self, accept: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> asyncio.Server:
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        self.name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return server
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (first := await reader.readexactly(1)) == b"\x16":
@@ -485,6 +521,12 @@ class FaultyLine:
             return
         if self.fault == "page":
             writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.PAGE)}\r\n\r\n{self.PAGE}".encode())
+            await writer.drain()
+            return
+        if self.fault == "busy":
+            body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "canary-of-a-busy-registry"}]}'
+            fields = f"Content-Type: application/json\r\nRetry-After: 3600\r\nContent-Length: {len(body)}"
+            writer.write(f"HTTP/1.1 429 Too Many Requests\r\n{fields}\r\n\r\n".encode() + body)
             await writer.drain()
             return
         inner, outer = await asyncio.open_connection("127.0.0.1", self._behind)
@@ -548,6 +590,15 @@ def busybox_root(files: Mapping[str, bytes]) -> bytes:
                 entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
                 tar.addfile(entry)
     return buffer.getvalue()
+
+
+def _mount_disk(folder: Path, size_bytes: int) -> None:
+    disk = folder / "disk.ext4"
+    with disk.open("wb") as file:
+        file.truncate(size_bytes)
+    (folder / "data").mkdir()
+    _run("mkfs.ext4", "-q", "-m", "0", str(disk))
+    _run("mount", "-o", "loop", str(disk), str(folder / "data"))
 
 
 def _unmount_below(folder: Path) -> None:

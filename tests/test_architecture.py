@@ -1,6 +1,7 @@
 """Rules that hold for every route, store and document, walked rather than remembered."""
 
 import ast
+import asyncio
 import inspect
 import re
 import textwrap
@@ -235,4 +236,7 @@ async def test_no_request_keeps_a_connection(admin: httpx.AsyncClient, app: Runn
         for query in ("", "?limit=0", "?limit=x&since=x&cursor=%00", "?follow=maybe&tail=-1"):
             for headers in ({}, {"Idempotency-Key": "a b"}, {"Content-Type": "text/plain"}):
                 await admin.request(method, url + query, headers=headers, content=b"{" if method != "GET" else None)
-    assert app.database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    # What works beside the requests has one for a moment, now and then.
+    async with asyncio.timeout(10):
+        while app.database.engine.pool.checkedout():  # type: ignore[attr-defined]
+            await asyncio.sleep(0.01)

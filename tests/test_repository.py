@@ -140,7 +140,7 @@ def test_no_file_is_huge() -> None:
     assert [str(path) for path in files() if path.stat().st_size > LARGEST_BYTES] == []
 
 
-@pytest.mark.parametrize("script", [".ci/run"])
+@pytest.mark.parametrize("script", [".ci/run", ".ci/newer_engine"])
 def test_what_is_called_by_name_can_be_executed(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK)
 

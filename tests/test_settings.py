@@ -215,6 +215,8 @@ def test_all_problems_are_told_at_once_with_a_hint_and_without_a_value(tmp_path:
         ("agent.public_addresses", ",".join(f"10.0.0.{n}:8443" for n in range(33))),
         ("panel.token", "canary"),
         ("smtp.from", "nobody"),
+        ("smtp.from", "a@example.com, b@example.com"),
+        ("smtp.from", "Quazzar <a@example.com"),
         ("smtp.tls", "maybe"),
         ("metrics.port", "x"),
         ("log.level", "trace"),

@@ -12,6 +12,11 @@ from quazzar.core.errors import Forbidden, Unauthorized
 
 Realm = Literal["instance", "panel"]
 
+RESERVED_SCOPES: Final = frozenset({"*", "auth:read", "auth:write", "apps:secrets", "audit:write"})
+"""What no guest from a panel has, nor within a coarser scope: credentials, keys, secrets, what the audit log keeps, and
+what only administrators may, since it opens the machine itself.
+"""
+
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A verified caller. `client` is what the rate limit counts: all sessions of a user are one, one API key is one.
@@ -37,6 +42,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """What `GET /api/auth/me` shows, kept with the cached principal so that the call needs no query."""
 
     def allows(self, scope: str) -> bool:
+        if self.panel_user is not None and scope in RESERVED_SCOPES:
+            return False
         return scope_within(scope, self.scopes)
 
 
@@ -103,10 +110,6 @@ def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
     return principal
 
 
-RESERVED_SCOPES: Final = frozenset({"auth:read", "auth:write", "apps:secrets", "audit:write"})
-"""What no guest from a panel may do, whatever the handler: credentials, keys, secrets, and what the audit log keeps."""
-
-
 def refuse_guests(principal: Principal) -> None:
     """Raises `Forbidden` for a panel's user in a session on an instance: what this is before is for its own people."""
     if principal.panel_user is not None:
@@ -134,6 +137,12 @@ class Guard:
             raise Forbidden("An API key can't do this; log in", code="session_required")
         if self.scope is not None and not principal.allows(self.scope):
             raise Forbidden(f"This needs the scope {self.scope}", code="scope_missing")
+
+
+def require_everything(principal: Principal) -> None:
+    """Raises `Forbidden` unless the caller may do everything: for a field of a body that opens the machine itself."""
+    if not principal.allows("*"):
+        raise Forbidden("This needs the scope *, which administrators have", code="scope_missing")
 
 
 def requires(scope: str) -> Guard:

@@ -51,8 +51,9 @@ _is_websocket_key: Final = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==").fullmatch
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines in seconds and caps. `rate_limit` is what refusals below the gate show as the limit per minute.
 
-    A stop waits `drain_seconds` for requests and then `close_seconds` for the app to close what it holds. A second
-    listener of a process has `lifespan` False: its app is started and ended by the first one's.
+    A stop waits `drain_seconds` for requests and then `close_seconds` for the app to close what it holds. With `tls`
+    there are `most_handshakes` at once, and more are turned away. A second listener of a process has `lifespan` False:
+    its app is started and ended by the first one's.
     """
 
     head_seconds: float = 10.0
@@ -61,6 +62,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds: int = 20
     close_seconds: float = 5.0
     max_connections: int = 8192
+    most_handshakes: int = 500
     rate_limit: int = 100
     websocket_bytes: int = 1024 * 1024
     tls: ssl.SSLContext | None = None

@@ -19,6 +19,7 @@ import uvloop
 from uvicorn.server import HANDLED_SIGNALS
 
 from quazzar.core.exchange import App
+from quazzar.core.handshakes import TlsListener
 from quazzar.core.memory import give_back
 from quazzar.core.protocol import ServerConfig, UvicornConfig
 
@@ -144,9 +145,14 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            await super().startup(sockets)
+            await super().startup(sockets if self.edge.tls is None else [])
         except SystemExit:
             raise StartFailed("The start failed; the log says why") from None
+        if self.edge.tls is not None:
+            most = self.edge.most_handshakes
+            self.servers: Any = [
+                TlsListener(bound, self.edge.tls, self._protocol, most=most) for bound in sockets or self.sockets
+            ]
         if self._signals:
             # What is there now lives as long as the process; the collector need not look at it again.
             gc.collect()
@@ -157,6 +163,11 @@ class Server(uvicorn.Server):
             gc.enable()
         if self._on_started is not None and not self.should_exit:
             self._on_started(self.addresses)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._on_draining is not None:

@@ -5,9 +5,9 @@ Lists only grow at their ends: a release that knows more sends longer rows, one 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Literal, get_args
 
-HOST_METRICS: Final = (
+HostMetric = Literal[
     "cpu_percent",
     "memory_used_bytes",
     "memory_percent",
@@ -24,7 +24,8 @@ HOST_METRICS: Final = (
     "processes",
     "uptime_seconds",
     "temperature_celsius",
-)
+]
+HOST_METRICS: Final[tuple[str, ...]] = get_args(HostMetric)
 APP_METRICS: Final = (
     "cpu_percent",
     "memory_bytes",

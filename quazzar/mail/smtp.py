@@ -111,8 +111,6 @@ class MailServer:
         )
         try:
             await client.connect()
-        except ssl.SSLError:
-            raise
         except aiosmtplib.SMTPConnectError as error:
             # The library wraps what the handshake of a connection says.
             if isinstance(error.__cause__, ssl.SSLError):

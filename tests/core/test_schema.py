@@ -102,6 +102,24 @@ def test_a_wrong_top_type_can_not_be_read(body: bytes) -> None:
         decode_body(body, Body)
 
 
+class Cat(In, tag_field="kind", tag="cat"):
+    lives: int
+
+
+class Dog(In, tag_field="kind", tag="dog"):
+    name: Name
+
+
+def test_a_body_of_one_of_several_kinds_is_an_object_that_says_which() -> None:
+    pets: Any = Cat | Dog
+    assert decode_body(b'{"kind": "dog", "name": "rex"}', pets) == Dog("rex")
+    assert problems({"kind": "dog", "name": "", "lives": 9}, pets).keys() == {"name", "lives"}
+    assert problems({"name": "rex"}, pets) == {"kind": "Kind must be one of: cat, dog"}
+    for body in (b"[]", b'"cat"', b"null", b"9"):
+        with pytest.raises(InvalidJson):
+            decode_body(body, pets)
+
+
 def test_no_body_counts_as_an_empty_object() -> None:
     with pytest.raises(Invalid) as caught:
         decode_body(b"", Body)

@@ -562,7 +562,9 @@ def test_a_websocket(server: Server) -> None:
     assert json.loads(answer.body)["code"] == "unauthorized"
 
 
-def test_tls(tmp_path: Path) -> None:
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Of a server and of its clients."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -576,6 +578,11 @@ def test_tls(tmp_path: Path) -> None:
     ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     ours.load_cert_chain(tmp_path / "server.pem")
     theirs = ssl.create_default_context(cadata=certificate.public_bytes(Encoding.PEM).decode())
+    return ours, theirs
+
+
+def test_tls(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    ours, theirs = tls
     with (
         serving(tls=ours, lifespan=False) as server,
         theirs.wrap_socket(dial(server), server_hostname="localhost") as connection,
@@ -586,6 +593,40 @@ def test_tls(tmp_path: Path) -> None:
             answer = read_answer(reader)
             assert answer is not None
             assert answer.status == status
+
+
+def test_who_comes_while_too_many_handshakes_are_made_is_turned_away_at_once(
+    tls: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    ours, theirs = tls
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serving(tls=ours, lifespan=False, most_handshakes=3))
+        done = stack.enter_context(theirs.wrap_socket(dial(server), server_hostname="localhost"))
+        silent = [stack.enter_context(dial(server)) for _ in range(3)]
+        for _ in range(5):
+            with dial(server) as more:
+                more.settimeout(5)
+                assert more.recv(1) == b""
+        # Who is through keeps what they have, and once there is room again others come in.
+        done.sendall(OPEN + b"Connection: close\r\n\r\n")
+        assert b"200" in done.recv(1000)
+        silent[0].close()
+        silent[1].sendall(b"this is no handshake")
+        for attempt in range(100):
+            try:
+                with theirs.wrap_socket(dial(server), server_hostname="localhost"):
+                    break
+            except (OSError, ssl.SSLError):
+                time.sleep(0.02)
+                assert attempt < 99
+
+
+def test_a_stop_waits_for_no_handshake(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    with serving(tls=tls[0], lifespan=False) as server:
+        silent = dial(server)
+        began = time.monotonic()
+    assert time.monotonic() - began < 8, "a handshake is given ten seconds"
+    silent.close()
 
 
 # --- the process ---------------------------------------------------------------------------------------------------

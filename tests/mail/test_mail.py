@@ -23,7 +23,7 @@ from quazzar.mail.jobs import MAIL_PAUSES, MAIL_SERVER, deliver
 from quazzar.mail.message import Mail, compose
 from quazzar.mail.service import mail_configured, reseal, send_mail
 from quazzar.mail.smtp import MailServer, MailUnsent
-from quazzar.settings import Server, Settings, Smtp
+from quazzar.settings import Server, Settings, Smtp, load_settings
 from tests.mail.server import PASSWORD, USERNAME, Certificates, MailBox, certificates, mail_server, trusting
 
 TO = "ada@example.com"
@@ -372,3 +372,22 @@ def test_without_mail_its_library_is_not_loaded(tmp_path: Path) -> None:
 def test_settings_say_whether_there_is_mail() -> None:
     assert not mail_configured(Settings())
     assert mail_configured(msgspec.structs.replace(Settings(), smtp=Smtp(host="mail.example.com")))
+
+
+@pytest.mark.parametrize(
+    ("sender", "address"),
+    [
+        ("q@panel.example.com", "q@panel.example.com"),
+        ("Quazzar <q@panel.example.com>", "q@panel.example.com"),
+        ('"Engines, Inc." <q@panel.example.com>', "q@panel.example.com"),
+        ("Grüße <q@panel.example.com>", "q@panel.example.com"),
+    ],
+)
+async def test_a_sender_with_a_name(box: MailBox, sender: str, address: str) -> None:
+    settings = load_settings({}, {"QUAZZAR_SMTP_HOST": "127.0.0.1", "QUAZZAR_SMTP_FROM": sender})
+    async with mail_server(box):
+        smtp = msgspec.structs.replace(settings.smtp, port=box.port, tls="none")
+        await MailServer(msgspec.structs.replace(settings, smtp=smtp)).send(Mail("mail_x", TO, "x", "x"))
+    (mail,) = box.mails
+    assert mail.sender == address
+    assert mail.message["From"].addresses[0].addr_spec == address

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,16 +17,20 @@ from litestar.openapi.spec import Operation, Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from quazzar.core import exchange
 from quazzar.core.auth import Principal, principal_of
 from quazzar.core.db import Database
 from quazzar.core.errors import BadRequest, Unavailable
+from quazzar.core.gate import roll_back
 from quazzar.core.http import caller_of
+from quazzar.core.jobs import wait_for
 from quazzar.core.paging import DEFAULT_LIMIT, MOST, Page, page_of, paged
 from quazzar.core.sse import ServerEvent, server_events
 from quazzar.events.schemas import EventOut, Wanted
 from quazzar.events.service import EventService
 from quazzar.events.store import Scope
-from quazzar.instance.apps import service, trash_store
+from quazzar.instance.apps import checking, service, trash_store
+from quazzar.instance.apps.dry_run import PlannedUpdate, asked
 from quazzar.instance.apps.errors import ServiceNotFound
 from quazzar.instance.apps.history import read_history
 from quazzar.instance.apps.models import AppStatus
@@ -38,16 +42,21 @@ from quazzar.instance.apps.schemas import (
     AppRow,
     AppStats,
     FullAppRow,
+    ImagePlan,
     ListedApp,
     LogLineOut,
     Range,
+    UpdatePlan,
 )
+from quazzar.instance.apps.service import Planned
 
 AppRequest = Request[Any, Any, State]
 
 MOST_SEARCHED_LINES = 10_000
 MOST_ANSWER_CHARACTERS = 8 * 1024 * 1024
 STATS_SECONDS = 2.0
+CHECK_WAIT_SECONDS = 20.0
+"""How long a request waits for registries."""
 _STATUSES = get_args(AppStatus)
 _APP_ID = r"app_[a-z2-7]{26}"
 _VISIBLE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,100}\Z")
@@ -156,12 +165,31 @@ def install_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
     return cast("Response[AppOut | AppPlan]", Response(row, headers={"Location": f"/api/apps/{row.id}"}))
 
 
-def changed_answer(row: FullAppRow) -> Response[AppOut | AppPlan]:
-    return cast("Response[AppOut | AppPlan]", Response(row))
-
-
 def plan_answer(plan: AppPlan) -> Response[AppOut | AppPlan]:
     return Response(plan, status_code=200)
+
+
+async def planned_answer(request: AppRequest, plan: Planned) -> Response[AppOut | AppPlan]:
+    """The plan, with what the engine has of its images; without that where the engine does not answer.
+
+    A dry run writes nothing, so its transaction is over before the engine is asked, and no answer of it is kept.
+    """
+    request.scope["state"]["idempotent"] = None
+    await roll_back(cast("exchange.Scope", request.scope))
+    runtime: Runtime = request.app.state.runtime
+    try:
+        present: Mapping[str, str | None] | None = await runtime.present(plan.spec)
+    except (RuntimeUnavailable, RuntimeFailure):
+        present = None
+    pulls = [
+        ImagePlan(
+            image=name,
+            present=None if present is None else present[name] is not None,
+            digest=None if present is None else present[name],
+        )
+        for name in plan.plan.images
+    ]
+    return plan_answer(msgspec.structs.replace(plan.plan, pulls=pulls))
 
 
 # --- what happened --------------------------------------------------------------------------------------------------
@@ -191,10 +219,47 @@ async def uninstall_answer(request: AppRequest, app_id: str, *, keep_data: bool,
     database: Database = state.database
     async with database.begin(user=principal.user_id) as session:
         session.info["caller"] = caller_of(request)
-        apps = service.AppService(session, principal, keyring=state.keyring, settings=state.settings)
+        apps = service.AppService(
+            session, principal, keyring=state.keyring, settings=state.settings, machine=state.machine
+        )
         job_id = await apps.uninstall(app_id, keep_data=keep_data, purge=purge)
     row = await service.wait_until_gone(database, app_id, job_id)
     return Response(None, status_code=204) if row is None else Response(row, status_code=200)
+
+
+# --- updates -------------------------------------------------------------------------------------------------------
+
+
+def updated_answer(row: FullAppRow) -> Response[AppOut | UpdatePlan]:
+    return cast("Response[AppOut | UpdatePlan]", Response(row))
+
+
+async def update_plan_answer(request: AppRequest, planned: PlannedUpdate) -> Response[AppOut | UpdatePlan]:
+    """What an update would do. A dry run writes nothing: its transaction is over before registries are asked."""
+    request.scope["state"]["idempotent"] = None
+    await roll_back(cast("exchange.Scope", request.scope))
+    return Response(await asked(planned, request.app.state.runtime))
+
+
+# --- newer versions ------------------------------------------------------------------------------------------------
+
+
+async def checked_answer(request: AppRequest, app_id: str) -> Response[AppOut]:
+    """The app once the catalogue and the registries were asked, or as it is when that takes longer than a request.
+
+    Raises `AppNotFound`, `AppBusy`, `RuntimeUnavailable`.
+    """
+    state = request.app.state
+    principal = principal_of(request)
+    database: Database = state.database
+    async with database.begin(user=principal.user_id) as session:
+        session.info["caller"] = caller_of(request)
+        apps = service.AppService(session, principal, keyring=state.keyring, settings=state.settings)
+        job_id = await checking.begin_check(apps, app_id)
+    job = await wait_for(database, job_id, CHECK_WAIT_SECONDS)
+    if job is not None and job.status == "failed":
+        raise RuntimeUnavailable(job.error)
+    return full_answer(await service.read_app(database, principal, app_id))
 
 
 # --- logs ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import psutil
 from quazzar.core.crypto import Keyring
 from quazzar.core.errors import Unavailable
 from quazzar.instance.apps.ports import pick_ports
+from quazzar.instance.apps.room import Claim, claim_of
 from quazzar.instance.apps.schemas import AppCreate
 from quazzar.instance.apps.spec import AppSpec, RestartSpec
 from quazzar.instance.apps.store import Held, HeldPort
@@ -36,6 +37,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     row: dict[str, Any]
     held_ports: list[HeldPort]
     refusals: dict[str, str]
+    claim: Claim
 
 
 def draft_app(
@@ -48,8 +50,9 @@ def draft_app(
     reserved: frozenset[int],
     url: UrlOf,
     catalogued: bool = True,
+    known_images: Collection[str] = (),
 ) -> Draft:
-    """`held` are the host ports of other apps, `reserved` those of this process.
+    """`held` are the host ports of other apps, `reserved` those of this process, `known_images` those of other apps.
 
     An app that is not `catalogued` names no template and no version.
 
@@ -60,6 +63,7 @@ def draft_app(
     resources = {name: value for name, value in resources.items() if value is not None}
     spec = _spec(template, config, resources, app_id=app_id, project=data.name)
     ports = _ports_held(spec, template, config, auto)
+    claim = claim_by(template, config, resources, known_images=known_images)
     row = {
         "id": app_id,
         "name": data.name,
@@ -70,6 +74,7 @@ def draft_app(
         "domain": data.domain,
         "status": "installing",
         "expected": msgspec.to_builtins(expected_services(spec)),
+        "claim": msgspec.to_builtins(claim),
     }
     row |= stored_config(template, config, app_id=app_id, keyring=keyring)
     row |= shown_ports(template, spec, url)
@@ -80,7 +85,33 @@ def draft_app(
         row=row,
         held_ports=list({(port.host_port, port.protocol): port for port in ports}.values()),
         refusals=_refusals(ports, held, reserved),
+        claim=claim,
     )
+
+
+def claim_by(
+    template: Template, config: Config, resources: Mapping[str, Any], *, known_images: Collection[str] = ()
+) -> Claim:
+    """What an app of this template and config reserves: limits that only we would set count nothing."""
+    spec = render(template, config, app_id="", project="", resources=_limits(resources))
+    return claim_of(spec, template.needs, known_images=known_images)
+
+
+def plain_spec(app: Held, keyring: Keyring) -> AppSpec:
+    """As `build_spec`, without the limits that only we would set, and with images as they are named."""
+    return render(
+        template_of(app),
+        open_config(app, keyring),
+        app_id=app.id,
+        project=app.name,
+        resources=_limits(app.resources),
+        restart_policy=_restart(app.restart_policy),
+    )
+
+
+def claim_of_app(app: Held, keyring: Keyring) -> Claim:
+    """What a stored app reserves, as far as that is not on the disk yet. Raises as `build_spec` does."""
+    return claim_by(template_of(app), open_config(app, keyring), app.resources, known_images=app.images)
 
 
 def _with_free_ports(
@@ -217,16 +248,19 @@ def _spec(
     project: str,
     restart_policy: str | None = None,
 ) -> AppSpec:
-    limits = Limits(**{name: resources.get(name) for name in Limits.__struct_fields__})
     return render(
         template,
         config,
         app_id=app_id,
         project=project,
-        resources=limits,
+        resources=_limits(resources),
         defaults=default_limits(),
         restart_policy=_restart(restart_policy),
     )
+
+
+def _limits(resources: Mapping[str, Any]) -> Limits:
+    return Limits(**{name: resources.get(name) for name in Limits.__struct_fields__})
 
 
 def _restart(policy: str | None) -> RestartSpec | None:

@@ -9,10 +9,11 @@ from quazzar.core.db import unique_or
 from quazzar.core.errors import Invalid
 from quazzar.core.records import audit
 from quazzar.core.schema import UNSET, UnsetType, given
-from quazzar.instance.apps import changes_store, changing, store
+from quazzar.instance.apps import auto_update, changes_store, changing, room_store, store, updates_store
 from quazzar.instance.apps.building import (
     Reshaped,
     build_spec,
+    claim_of_app,
     open_config,
     reshape,
     shown_ports,
@@ -20,11 +21,14 @@ from quazzar.instance.apps.building import (
     url_of,
 )
 from quazzar.instance.apps.changes_store import new_snapshot
+from quazzar.instance.apps.dry_run import PlannedUpdate
 from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, NothingToRollBack, PortTaken
 from quazzar.instance.apps.models import AppStatus
-from quazzar.instance.apps.runtimes.base import service_digest
-from quazzar.instance.apps.schemas import AppPatch, AppPlan, AppUpdate, FullAppRow, PortOut, VolumeOut
+from quazzar.instance.apps.room import larger
+from quazzar.instance.apps.runtimes.base import RegistryLogin, RuntimeFailure, service_digest
+from quazzar.instance.apps.schemas import AppPatch, AppUpdate, FullAppRow, PortOut, UpdatePlan, VolumeOut
 from quazzar.instance.apps.service import AppService
+from quazzar.instance.registries.service import logins_for
 from quazzar.instance.templates.config import check_config
 from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
 from quazzar.instance.templates.service import TemplateService
@@ -39,7 +43,8 @@ _LABEL_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._/-")
 async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
     """Change an app. What needs other containers is done by a job, and undone when it fails; the rest at once.
 
-    Raises `AppNotFound`, `AppBusy`, `AppNotInstalled`, `PortTaken`, `Invalid` with every `config.<field>` that fails.
+    Raises `AppNotFound`, `AppBusy`, `AppNotInstalled`, `PortTaken`, `DoesNotFit`, and `Invalid` with every
+    `config.<field>` that fails.
     """
     settled = await _lock(apps, app_id)
     app = settled.held
@@ -48,23 +53,34 @@ async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
     former = open_config(app, apps.keyring)
     labels = _labels(settled.labels, data.labels)
     problems = _label_problems(labels)
+    if data.auto_update is not UNSET:
+        problems |= await auto_update.problems_of(apps, app, data.auto_update)
     try:
         config = check_config(template, {} if data.config is UNSET else data.config, previous=former)
     except Invalid as error:
         raise Invalid(details={**error.details, **problems}) from None
     if problems:
         raise Invalid(details=problems)
-    policy = app.restart_policy if data.restart_policy is UNSET else data.restart_policy
+    restart_policy = app.restart_policy if data.restart_policy is UNSET else data.restart_policy
     becomes = await _reshape(
-        apps, app, template, config, resources=_laid_over(app.resources, data.resources), restart_policy=policy
+        apps, app, template, config, resources=_laid_over(app.resources, data.resources), restart_policy=restart_policy
     )
-    before = _shown(app) | {"labels": settled.labels}
-    audit(apps.session, "app.patch", subject=app_id, before=before, after=_shown(becomes.app) | {"labels": labels})
+    claim = claim_of_app(becomes.app, apps.keyring)
+    former_claim = await room_store.get_claim(apps.session, app_id)
+    await apps.require_room(claim, app_id=app_id, former=former_claim)
+    before, after = _shown(app) | {"labels": settled.labels}, _shown(becomes.app) | {"labels": labels}
+    if data.auto_update is not UNSET:
+        policy = await updates_store.get_policy(apps.session, app_id, lock=True)
+        becoming = auto_update.with_opening(policy, auto_update.laid_over(policy, data.auto_update))
+        await updates_store.put_policy(apps.session, app_id, becoming)
+        before["auto_update"], after["auto_update"] = auto_update.shown(policy), auto_update.shown(becoming)
+    audit(apps.session, "app.patch", subject=app_id, before=before, after=after)
     await changes_store.set_app(apps.session, app_id, {"labels": labels})
     await _hold_ports(apps, app_id, becomes)
     if settled.status != "stopped" and _differs(apps, app, becomes):
         await _begin(apps, settled, becomes, kind="patch")
     else:
+        await room_store.set_claim(apps.session, app_id, msgspec.to_builtins(claim))
         values = changes_store.shape_of(becomes.app) | {"expected": becomes.app.expected}
         values |= shown_ports(template, becomes.spec, url_of(apps.settings))
         await changes_store.set_app(apps.session, app_id, values)
@@ -72,35 +88,57 @@ async def patch(apps: AppService, app_id: str, data: AppPatch) -> FullAppRow:
     return await apps.show(app_id)
 
 
-async def update(apps: AppService, app_id: str, data: AppUpdate) -> FullAppRow:
-    """Have the app updated, or its images made current where it has the newest version. Raises as `patch`."""
+async def update(apps: AppService, app_id: str, data: AppUpdate, *, automatic: bool = False) -> FullAppRow:
+    """Have the app updated, or its images made current where it has the newest version. Raises as `patch`.
+
+    An `automatic` one nobody asked for; when it does not go through it is not begun a second time by itself.
+    """
     settled, becomes = await _updated(apps, app_id, data)
     if becomes.refusals:
         raise PortTaken(details=becomes.refusals)
+    former = await room_store.get_claim(apps.session, app_id)
+    await apps.require_room(claim_of_app(becomes.app, apps.keyring), app_id=app_id, former=former)
     before, after = {"version": settled.held.version}, {"version": becomes.app.version}
     audit(apps.session, "app.update", subject=app_id, before=before, after=after)
     await _hold_ports(apps, app_id, becomes)
-    await _begin(apps, settled, becomes, kind="update", snapshot=new_snapshot())
+    await _begin(apps, settled, becomes, kind="update", snapshot=new_snapshot(), automatic=automatic)
     return await apps.show(app_id)
 
 
-async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> AppPlan:
-    """What `update` would do; nothing is done."""
-    _, becomes = await _updated(apps, app_id, data)
-    template = template_of(becomes.app)
-    limits = [service.resources.memory_bytes for service in becomes.spec.services]
-    ports = shown_ports(template, becomes.spec, url_of(apps.settings))["ports"]
-    return AppPlan(
+async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> PlannedUpdate:
+    """What `update` would do, as far as that can be said without asking registries; nothing is done.
+
+    Raises as `update`, but tells of ports that are taken in `refusals`.
+    """
+    settled, becomes = await _updated(apps, app_id, data)
+    template, spec = template_of(becomes.app), becomes.spec
+    images, notes = sorted({service.image for service in spec.services}), list(template.notes)
+    logins: dict[str, RegistryLogin] = {}
+    try:
+        logins = await logins_for(apps.session, apps.keyring, images)
+    except RuntimeFailure as failure:
+        notes.append(failure.reason)
+    limits = [service.resources.memory_bytes for service in spec.services]
+    plan = UpdatePlan(
         name=becomes.app.name,
         template=becomes.app.template,
         version=becomes.app.version,
-        images=sorted({service.image for service in becomes.spec.services}),
-        services=[service.name for service in becomes.spec.services],
-        ports=[msgspec.convert(port, PortOut) for port in ports],
-        volumes=[VolumeOut(name=name) for name in becomes.spec.volumes],
+        former_version=settled.held.version,
+        images=images,
+        services=[service.name for service in spec.services],
+        ports=[msgspec.convert(port, PortOut) for port in shown_ports(template, spec, url_of(apps.settings))["ports"]],
+        volumes=[VolumeOut(name=name) for name in spec.volumes],
         memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
-        notes=list(template.notes),
+        snapshot_bytes=await updates_store.get_data_bytes(apps.session, app_id),
+        notes=notes,
         refusals=becomes.refusals,
+    )
+    return PlannedUpdate(
+        plan=plan,
+        former=build_spec(settled.held, apps.keyring),
+        spec=spec,
+        images=settled.held.images,
+        logins=logins,
     )
 
 
@@ -157,7 +195,7 @@ async def _updated(apps: AppService, app_id: str, data: AppUpdate) -> tuple[chan
 
 
 async def _newer(apps: AppService, app: store.Held, version: str | None) -> Template:
-    """The template to update to; an app without one keeps its own, and gets newer images."""
+    """The template to update to; an app without one, or whose version is gone from there, keeps its own."""
     if app.template is None:
         if version is not None:
             raise Invalid(details={"version": "An app that is not from the catalogue has no versions"})
@@ -165,11 +203,12 @@ async def _newer(apps: AppService, app: store.Held, version: str | None) -> Temp
     try:
         return await TemplateService(apps.session).find(app.template, version)
     except TemplateVersionNotFound:
-        raise Invalid(details={"version": "The template has no such version"}) from None
+        if version != app.version:
+            raise Invalid(details={"version": "The template has no such version"}) from None
     except TemplateNotFound:
-        if version is not None:
+        if version not in {None, app.version}:
             raise Invalid(details={"version": "The template is not there any more"}) from None
-        return template_of(app)
+    return template_of(app)
 
 
 async def _reshape(
@@ -208,6 +247,8 @@ async def _begin(
     app_id = settled.held.id
     shape = changes_store.shape_of(becomes.app)
     stopped = settled.status == "stopped"
+    claims = claim_of_app(becomes.app, apps.keyring), await room_store.get_claim(apps.session, app_id)
+    await room_store.set_claim(apps.session, app_id, msgspec.to_builtins(larger(*claims)))
     await changes_store.add_change(apps.session, {"app_id": app_id, "kind": kind, "stopped": stopped} | shape | values)
     await store.move_app(
         apps.session, app_id, of=(settled.status,), to="updating", seconds=changing.SECONDS, status_reason=None

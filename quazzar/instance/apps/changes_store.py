@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import delete, func, insert, not_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql import Select
 
 from quazzar.core.ids import new_id
 from quazzar.instance.apps import store
@@ -47,10 +48,19 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 async def lock_app(session: AsyncSession, app_id: str) -> Settled | None:
-    statement = (
-        select(*store.HELD, App.status, App.labels).where(App.id == app_id, App.trashed_at.is_(None)).with_for_update()
-    )
-    row = (await session.execute(statement)).one_or_none()
+    return _settled((await session.execute(_there(app_id).with_for_update())).one_or_none())
+
+
+async def find_app(session: AsyncSession, app_id: str) -> Settled | None:
+    """As `lock_app`, of an app that others may change meanwhile."""
+    return _settled((await session.execute(_there(app_id))).one_or_none())
+
+
+def _there(app_id: str) -> Select[Any]:
+    return select(*store.HELD, App.status, App.labels).where(App.id == app_id, App.trashed_at.is_(None))
+
+
+def _settled(row: Any) -> Settled | None:
     if row is None:
         return None
     *held, status, labels = row
@@ -78,6 +88,7 @@ class Change(Shape, frozen=True):
     snapshot: str | None
     revision: int | None
     reason: str | None
+    automatic: bool
 
 
 _CHANGE = tuple(getattr(AppChange, name) for name in Change.__struct_fields__)

@@ -11,19 +11,21 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.crypto import SealBroken
 from quazzar.core.errors import Invalid
 from quazzar.core.jobs import KEYRING, SETTINGS, JobCancelled, JobFailed, JobKind, JobRun, job
 from quazzar.core.records import publish
-from quazzar.instance.apps import changes_store, store
-from quazzar.instance.apps.building import build_spec, shown_ports, template_of, url_of
+from quazzar.instance.apps import changes_store, store, updates_store
+from quazzar.instance.apps.building import build_spec, claim_of_app, shown_ports, template_of, url_of
 from quazzar.instance.apps.changes_store import Change, Phase
 from quazzar.instance.apps.events import AppUpdated, AppUpdateFailed
 from quazzar.instance.apps.images import is_pinned, registry_of
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import AppStatus
-from quazzar.instance.apps.runtimes.base import RuntimeFailure, RuntimeUnavailable, service_digest
+from quazzar.instance.apps.runtimes.base import ImageNotFound, RuntimeFailure, RuntimeUnavailable, service_digest
+from quazzar.instance.apps.skips import new_digests, skip
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import Expected, Verdict, expected_services, views_of
 from quazzar.instance.apps.work import RESTARTS_SECONDS, RUNTIME, Work, operation, settled
@@ -99,6 +101,7 @@ class _Changing:
         self.work = work
         self.change = change
         self.target = msgspec.structs.replace(work.app, **changes_store.shape_of(change))
+        self.image_missing = False
 
     async def carry_out(self) -> None:
         """Raises `JobFailed` with the reason after the app is again what it was; so does what else ends it."""
@@ -112,6 +115,7 @@ class _Changing:
                 return
             except RuntimeFailure as failure:
                 cause, reason = failure, failure.reason
+                self.image_missing = isinstance(failure, ImageNotFound)
             except (Invalid, SealBroken) as failure:
                 cause, reason = failure, _UNREADABLE
             except TimeoutError as failure:
@@ -226,11 +230,10 @@ class _Changing:
         url = url_of(work.run.resources[SETTINGS])
         values: dict[str, Any] = changes_store.shape_of(self.target) | {
             "expected": msgspec.to_builtins(expected),
+            "claim": self._claim(self.target),
             **shown_ports(template_of(self.target), spec, url),
             **views_of(state, expected),
         }
-        if change.kind == "update":
-            values["update_available"] = False
         async with work.run.begin() as session:
             ended = await store.move_app(
                 session,
@@ -253,8 +256,13 @@ class _Changing:
                     former_version=app.version,
                     version=self.target.version,
                     rollback=change.kind == "rollback",
+                    automatic=change.automatic,
                 )
                 publish(session, news, subject=app.id)
+                await updates_store.forget_available(session, app.id)
+            if change.kind == "rollback":
+                # Else it would be updated to that again in its next window.
+                await self._skip(session, former=self.target, left=app, reason="The app was rolled back from it")
             await changes_store.end_change(session, app.id)
             await changes_store.keep_ports(session, app.id, _ports(spec))
 
@@ -287,14 +295,15 @@ class _Changing:
                 await work.pull(spec, _told(work, 0.9))
                 await work.patiently(lambda: work.runtime.up(spec, _told(work, 0.9)))
         if work.status != "updating":
-            async with work.database.begin() as session:
+            async with work.run.begin() as session:
+                await self._skip_failed(session, reason or change.reason or _BROKEN_OFF)
                 await changes_store.end_change(session, app_id)
                 await changes_store.keep_ports(session, app_id, _ports(work.spec()))
 
     async def _end_unchanged(self, reason: str | None, verdict: Verdict | None = None, *, failed: bool = False) -> None:
         work, app = self.work, self.work.app
         state = await work.patiently(lambda: work.runtime.get(app.id))
-        values = views_of(state, work.expected)
+        values = views_of(state, work.expected) | {"claim": self._claim(app)}
         stands: AppStatus = "stopped" if self.change.stopped else "running"
         async with work.run.begin() as session:
             await store.move_app(
@@ -310,9 +319,31 @@ class _Changing:
             await changes_store.keep_ports(session, app.id, _ports(work.spec()))
             if failed:
                 news = AppUpdateFailed(
-                    app_id=app.id, name=app.name, version=self.target.version, reason=reason or _BROKEN_OFF
+                    app_id=app.id,
+                    name=app.name,
+                    version=self.target.version,
+                    reason=reason or _BROKEN_OFF,
+                    automatic=self.change.automatic,
                 )
                 publish(session, news, subject=app.id)
+                await self._skip_failed(session, reason or _BROKEN_OFF)
+            elif self.change.kind == "update":
+                await updates_store.forget_available(session, app.id)
+
+    async def _skip_failed(self, session: AsyncSession, reason: str) -> None:
+        """After an update that nobody asked for and for which the app was stopped in vain: not each night again.
+
+        What failed before, such as for want of a registry, is tried again in the next window.
+        """
+        if self.change.automatic and (self.change.phase not in {"asked", "pulling"} or self.image_missing):
+            await self._skip(session, former=self.work.app, left=self.target, reason=reason)
+
+    async def _skip(self, session: AsyncSession, *, former: Any, left: Any, reason: str) -> None:
+        """Have the app not updated by itself from what it is (`former`) to what it came back from (`left`)."""
+        app, same = self.work.app, former.version == left.version
+        digests = new_digests(former.images, left.images) if same else []
+        if digests or not same:
+            await skip(session, app.id, app.name, version=left.version, digests=digests, reason=reason)
 
     # Journal
 
@@ -330,6 +361,10 @@ class _Changing:
         if revision is None:
             raise RuntimeFailure("The version before is not there any more")
         return revision.snapshot
+
+    def _claim(self, app: store.Held) -> dict[str, Any]:
+        claim: dict[str, Any] = msgspec.to_builtins(claim_of_app(app, self.work.run.resources[KEYRING]))
+        return claim
 
     def _same_shape(self) -> bool:
         names = [name for name in changes_store.Shape.__struct_fields__ if name != "secrets"]

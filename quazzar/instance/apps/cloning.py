@@ -8,10 +8,17 @@ import msgspec
 from quazzar.core.db import unique_or
 from quazzar.core.records import audit
 from quazzar.instance.apps import clone_store, copying, jobs, store
-from quazzar.instance.apps.building import open_config, template_of
-from quazzar.instance.apps.errors import AppBusy, AppNameTaken, AppNotFound, AppNotInstalled, PortTaken
+from quazzar.instance.apps.building import Draft, build_spec, open_config, template_of
+from quazzar.instance.apps.errors import (
+    AppBusy,
+    AppNameTaken,
+    AppNotFound,
+    AppNotInstalled,
+    HostFoldersShared,
+    PortTaken,
+)
 from quazzar.instance.apps.schemas import AppClone, AppCreate, FullAppRow
-from quazzar.instance.apps.service import AppService
+from quazzar.instance.apps.service import AppService, Planned
 from quazzar.instance.templates.fields import AUTO, Field
 from quazzar.instance.templates.ports import open_name
 from quazzar.instance.templates.template import Template
@@ -23,29 +30,15 @@ _WHOLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 async def clone(apps: AppService, app_id: str, data: AppClone) -> FullAppRow:
     """Write the copy down and have it made.
 
-    Raises `AppNotFound`, `AppNotInstalled`, `AppBusy`, `AppNameTaken`, and `Forbidden` for a key that is bound to apps.
+    Raises `AppNotFound`, `AppNotInstalled`, `AppBusy`, `AppNameTaken`, `DoesNotFit`, and `Forbidden` for a key that is
+    bound to apps.
     """
     session = apps.session
-    source = await clone_store.find_source(session, app_id) if apps.may_see(app_id) else None
-    if source is None:
-        raise AppNotFound
-    apps.require_unbound()
-    if source.held.installed_at is None:
-        raise AppNotInstalled
+    source, draft = await _draft(apps, app_id, data)
     app = source.held
-    template = with_own_ports(template_of(app))
-    known = {field.name: field for field in template.fields}
-    config: dict[str, Any] = {
-        name: AUTO if known[name].type == "port" else value
-        for name, value in open_config(app, apps.keyring).items()
-        if name in known
-    }
-    wanted = AppCreate(
-        template=app.template or data.name, name=data.name, config=config, resources=ResourcesIn(**app.resources)
-    )
-    draft = await apps.draft(template, wanted, catalogued=app.template is not None)
     if draft.refusals:
         raise PortTaken(details=draft.refusals)
+    await apps.require_room(draft.claim)
     copies = bool(source.volumes or draft.spec.volumes)
     async with unique_or(AppNameTaken(details={"name": f"The name {data.name} is taken"})):
         row = draft.row | {"copies_from": app_id if copies else None}
@@ -61,6 +54,35 @@ async def clone(apps: AppService, app_id: str, data: AppClone) -> FullAppRow:
     if await clone_store.hold_source(session, app_id, job_id=job_id, seconds=jobs.INSTALL_SECONDS) is None:
         raise AppBusy
     return await apps.show(draft.app_id)
+
+
+async def plan(apps: AppService, app_id: str, data: AppClone) -> Planned:
+    """What `clone` would do; nothing is done."""
+    _, draft = await _draft(apps, app_id, data)
+    return await apps.plan_of(draft)
+
+
+async def _draft(apps: AppService, app_id: str, data: AppClone) -> tuple[clone_store.Source, Draft]:
+    source = await clone_store.find_source(apps.session, app_id) if apps.may_see(app_id) else None
+    if source is None:
+        raise AppNotFound
+    apps.require_unbound()
+    if source.held.installed_at is None:
+        raise AppNotInstalled
+    app = source.held
+    template = with_own_ports(template_of(app))
+    if any(service.host.binds for service in build_spec(app, apps.keyring).services):
+        raise HostFoldersShared
+    known = {field.name: field for field in template.fields}
+    config: dict[str, Any] = {
+        name: AUTO if known[name].type == "port" else value
+        for name, value in open_config(app, apps.keyring).items()
+        if name in known
+    }
+    wanted = AppCreate(
+        template=app.template or data.name, name=data.name, config=config, resources=ResourcesIn(**app.resources)
+    )
+    return source, await apps.draft(template, wanted, catalogued=app.template is not None)
 
 
 def with_own_ports(template: Template) -> Template:

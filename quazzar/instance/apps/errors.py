@@ -45,9 +45,38 @@ class PortTaken(Conflict):
     message = "A host port that this app asks for is in use"
 
 
+class DoesNotFit(Conflict):
+    """`details` has the sum of each resource that does not work out."""
+
+    code = "does_not_fit"
+    message = "The machine has no room for this"
+
+
+class HostFoldersShared(Conflict):
+    code = "host_folders_shared"
+    message = "This app has folders of the host, which a copy would not copy but share"
+
+
 class UninstallFailed(Conflict):
     code = "uninstall_failed"
     message = "The app could not be removed"
+
+
+class ProjectNotFound(NotFound):
+    code = "project_not_found"
+    message = "The engine has no Compose project of this name"
+
+
+class ProjectAdopted(Conflict):
+    code = "project_adopted"
+    message = "This project is an app already"
+
+
+class ProjectInvalid(Invalid):
+    """A Compose project can't become an app as it runs; `details` has a sentence for each container and what of it."""
+
+    code = "project_invalid"
+    message = "The project can't become an app as it runs"
 
 
 class ComposeInvalid(Invalid):

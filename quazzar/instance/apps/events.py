@@ -18,6 +18,15 @@ class AppInstalled(Event):
     version: str | None
 
 
+class AppAdopted(Event):
+    """A Compose project that was on the engine is an app now, as it stood."""
+
+    type = "app.adopted"
+    app_id: str
+    name: str
+    project: str
+
+
 class AppStarted(Event):
     """An app that stood still runs, by a call or because somebody started it through the engine."""
 
@@ -109,8 +118,36 @@ class AppPurged(Event):
     name: str
 
 
+class AppUpdateAvailable(Event):
+    """There is something newer: `available_version`, or of the present version new `images`. Told once of each."""
+
+    type = "app.update_available"
+    app_id: str
+    name: str
+    version: str | None
+    available_version: str | None
+    images: list[str]
+
+
+class AppUpdateSkipped(Event):
+    """From now on the app is not updated any more by itself to `version`, or to images with the `digests`.
+
+    It did not run with that, or somebody rolled it back from there.
+    """
+
+    type = "app.update_skipped"
+    app_id: str
+    name: str
+    version: str | None
+    digests: list[str]
+    reason: str
+
+
 class AppUpdated(Event):
-    """An update or a rollback has gone through; `former_version` is what it came from."""
+    """An update or a rollback has gone through; `former_version` is what it came from.
+
+    An `automatic` update nobody asked for.
+    """
 
     type = "app.updated"
     app_id: str
@@ -118,6 +155,7 @@ class AppUpdated(Event):
     former_version: str | None
     version: str | None
     rollback: bool = False
+    automatic: bool = False
 
 
 class AppUpdateFailed(Event):
@@ -128,6 +166,7 @@ class AppUpdateFailed(Event):
     name: str
     version: str | None
     reason: str
+    automatic: bool = False
 
 
 def crash_of(app_id: str, name: str, reason: str | None, services: Sequence[Mapping[str, Any]]) -> AppCrashed:

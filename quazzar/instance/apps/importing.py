@@ -6,11 +6,12 @@ from typing import Any
 
 import msgspec
 
+from quazzar.core.auth import require_everything
 from quazzar.core.errors import Invalid
 from quazzar.instance.apps.building import Draft
 from quazzar.instance.apps.errors import ComposeInvalid
-from quazzar.instance.apps.schemas import AppCreate, AppImport, AppPlan, FullAppRow
-from quazzar.instance.apps.service import AppService
+from quazzar.instance.apps.schemas import AppCreate, AppImport, FullAppRow
+from quazzar.instance.apps.service import AppService, Planned
 from quazzar.instance.templates.compose import MAX_FIELDS, import_config, is_secret_name, parse_compose
 from quazzar.instance.templates.fields import Field, Setting, checked
 from quazzar.instance.templates.interpolation import InterpolationError, parse_text
@@ -28,13 +29,15 @@ async def create(apps: AppService, data: AppImport) -> FullAppRow:
     return await apps.add(await _draft(apps, data), action="app.import")
 
 
-async def plan(apps: AppService, data: AppImport) -> AppPlan:
+async def plan(apps: AppService, data: AppImport) -> Planned:
     """What `create` would do; nothing is made."""
     return await apps.plan_of(await _draft(apps, data))
 
 
 async def _draft(apps: AppService, data: AppImport) -> Draft:
     apps.require_unbound()
+    if data.trusted:
+        require_everything(apps.actor)
     template, config = await asyncio.to_thread(read_file, data)
     wanted = AppCreate(template=data.name, name=data.name, config=config)
     try:
@@ -53,7 +56,7 @@ def _place(name: str) -> str:
 def read_file(data: AppImport) -> tuple[Template, Config]:
     """The file as a template without secrets, and the config that holds them. Raises `ComposeInvalid`."""
     try:
-        template = parse_compose(data.compose, name=data.name, env=data.env)
+        template = parse_compose(data.compose, name=data.name, env=data.env, trusted=data.trusted)
     except TemplateInvalid as error:
         raise ComposeInvalid(details=error.details) from error
     given = frozenset(data.env)

@@ -66,6 +66,7 @@ async def uninstall(run: JobRun, app_id: str, keep_data: bool = False) -> None:
             if await store.delete_app(session, app_id, job_id=run.job_id):
                 gone = AppUninstalled(app_id=app_id, name=work.app.name, data_kept=keep_data)
                 publish(session, gone, subject=app_id)
+        work.runtime.disown(app_id)
 
 
 @job("apps.trash", concurrency=8, timeout_seconds=UNINSTALL_SECONDS + 60, cancellable=False)

@@ -60,7 +60,8 @@ class App(Base):
     there should be. `installed_at` is None until the first install has gone through: until then a failure takes
     everything away again. `trashed_at` is there while the app is in the trash: then only its volumes are on the engine,
     its name and ports are free for others, and `trashed_ports` are those that it held (the fields of `AppPort`).
-    `copies_from` is the app whose data has not been copied yet into this one, its clone.
+    `copies_from` is the app whose data has not been copied yet into this one, its clone. `claim` is what it reserves of
+    the machine (`room.Claim`), while it is being changed the larger of what it was and what it is to become.
     """
 
     __tablename__ = "apps"
@@ -100,6 +101,7 @@ class App(Base):
     restart_policy: Mapped[str | None] = mapped_column(Text(collation="C"))
     images: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
     labels: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
+    claim: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'"))
 
 
 class _Shaped:
@@ -133,7 +135,7 @@ class AppChange(_Shaped, Base):
 
     While the row is there the app's own row still says what it was, which is where a change that fails goes back to.
     `stopped` says that the app did not run. `snapshot` is the name of the data as it was, `revision` the number of the
-    one that a rollback goes to, `reason` why a change goes back.
+    one that a rollback goes to, `reason` why a change goes back. An `automatic` one nobody asked for.
     """
 
     __tablename__ = "app_changes"
@@ -147,6 +149,76 @@ class AppChange(_Shaped, Base):
     snapshot: Mapped[str | None] = mapped_column(Text(collation="C"))
     revision: Mapped[int | None] = mapped_column(Integer)
     reason: Mapped[str | None] = mapped_column(Text)
+    automatic: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class AppUpdateCheck(Base):
+    """What newer there is of an app, as far as the catalogue and the registries of its images were asked.
+
+    `available` is an `updates_store.Available`, `announced` the keys of those that were an event already, oldest first.
+    The registries are asked again at `due_at`; a row without one, or no row, is due now. `error` is why one of them
+    gave no answer the last time.
+    """
+
+    __tablename__ = "app_update_checks"
+
+    app_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True
+    )
+    available: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    announced: Mapped[list[str]] = mapped_column(JSONB, server_default=text("'[]'"))
+    checked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    due_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class AppAutoUpdate(Base):
+    """Whether and when an app is updated by itself, as its owner wants it.
+
+    `skip_versions` are versions and digests of images that it does not take; those among them that it tried, or came
+    back from, are told with the reason in `skipped` (`updates_store.Skipped`). `opens_at` is when it may be updated
+    next: the start of the window that is open or of the next one, None for at any time. `waits_for` says what keeps it
+    from an update that is there.
+    """
+
+    __tablename__ = "app_auto_updates"
+
+    app_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True
+    )
+    enabled: Mapped[bool] = mapped_column(Boolean)
+    window: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    hold_version: Mapped[str | None] = mapped_column(Text(collation="C"))
+    skip_versions: Mapped[list[str]] = mapped_column(JSONB, server_default=text("'[]'"))
+    canary_app: Mapped[str | None] = mapped_column(Text(collation="C"))
+    skipped: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))
+    opens_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    waits_for: Mapped[str | None] = mapped_column(Text)
+
+
+class RegistryPause(Base):
+    """A registry that is not asked before `until_at`: it wanted fewer questions, or did not answer, `failures` times
+    on end.
+    """
+
+    __tablename__ = "registry_pauses"
+
+    host: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    failures: Mapped[int] = mapped_column(Integer)
+    until_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+class AppAdoption(Base):
+    """What of a Compose project is an app's without its labels; `objects` is a `runtimes.base.Adoption`."""
+
+    __tablename__ = "app_adoptions"
+
+    app_id: Mapped[str] = mapped_column(
+        Text(collation="C"), ForeignKey("apps.id", ondelete="CASCADE"), primary_key=True
+    )
+    project: Mapped[str] = mapped_column(Text(collation="C"), unique=True)
+    objects: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 

@@ -33,6 +33,7 @@ async def purge(run: JobRun, app_id: str) -> None:
             if await trash_store.forget(session, app_id):
                 audit(session, "app.purge", subject=app_id, before={"name": name})
                 publish(session, AppPurged(app_id=app_id, name=name), subject=app_id)
+        run.resources[RUNTIME].disown(app_id)
 
 
 @schedule(every_seconds=LOOK_SECONDS)

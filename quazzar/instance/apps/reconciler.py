@@ -1,7 +1,7 @@
 """Keeps the rows of apps in step with the engine, and ends operations that nobody carries out any more.
 
-It only looks and writes down: the engine's own restart policies act, and jobs do what users ask for. The one thing it
-removes are the remains of installs that failed while the engine was away.
+It only looks and writes down: the engine's own restart policies act, and jobs do what users ask for. All that it
+removes are remains: of installs that failed while the engine was away, and of copies that were broken off.
 """
 
 import asyncio
@@ -165,6 +165,7 @@ class Reconciler:
         known = {app.id for app in apps}
         for app_id in [app_id for app_id in self._stopped if app_id not in known]:
             del self._stopped[app_id]
+        await self._runtime.tidy()
 
     async def look_at(self, ids: Sequence[str]) -> set[str]:
         """Compare these apps with the engine; ids that are not ours are passed over. Gives those that a job has."""

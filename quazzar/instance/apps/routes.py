@@ -15,23 +15,27 @@ from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of
 from quazzar.core.routing import delete, get, patch, post
 from quazzar.events.schemas import EventOut
 from quazzar.events.service import EVENT_ID
-from quazzar.instance.apps import changes, cloning, importing
+from quazzar.instance.apps import adopting, changes, cloning, importing
 from quazzar.instance.apps.answers import (
     ListOperation,
     LogQuery,
-    changed_answer,
+    checked_answer,
     events_answer,
     full_answer,
     install_answer,
     list_answer,
     logs_answer,
     made_answer,
-    plan_answer,
+    planned_answer,
     stats_answer,
     times_of,
     uninstall_answer,
+    update_plan_answer,
+    updated_answer,
 )
+from quazzar.instance.apps.exporting import YAML, ExportOperation, Wanted, export_answer
 from quazzar.instance.apps.schemas import (
+    AppAdopt,
     AppClone,
     AppCreate,
     AppHistory,
@@ -44,6 +48,7 @@ from quazzar.instance.apps.schemas import (
     ListedApp,
     LogLineOut,
     Range,
+    UpdatePlan,
 )
 from quazzar.instance.apps.service import AppService, read_app
 from quazzar.instance.apps.trash import undelete
@@ -52,11 +57,14 @@ AppRequest = Request[Any, Any, State]
 AppId = FromPath[Annotated[str, Meta(description="Id of an app.", examples=["app_3k2m4v7q3n5t2ac6xk2m4v7q3n"])]]
 TIME = {"format": "date-time"}
 Flag = Annotated[bool, QueryParameter()]
+MaybeFlag = Annotated[bool | None, QueryParameter()]
 
 
 async def provide_apps(request: AppRequest, session: NamedDependency[AsyncSession]) -> AppService:
     state = request.app.state
-    return AppService(session, principal_of(request), keyring=state.keyring, settings=state.settings)
+    return AppService(
+        session, principal_of(request), keyring=state.keyring, settings=state.settings, machine=state.machine
+    )
 
 
 class AppController(Controller):
@@ -81,10 +89,15 @@ class AppController(Controller):
         },
     )
     async def install_app(
-        self, apps: NamedDependency[AppService], data: JSONBody[AppCreate], dry_run: Flag = False
+        self, request: AppRequest, apps: NamedDependency[AppService], data: JSONBody[AppCreate], dry_run: Flag = False
     ) -> Response[AppOut | AppPlan]:
-        """Answers at once with the status `installing`; the job of `job_id` does the work and tells its progress."""
-        return plan_answer(await apps.plan(data)) if dry_run else install_answer(await apps.create(data))
+        """Answers at once with the status `installing`; the job of `job_id` does the work and tells its progress.
+
+        What the machine has no room for is a 409 `does_not_fit` with the sums.
+        """
+        if dry_run:
+            return await planned_answer(request, await apps.plan(data))
+        return install_answer(await apps.create(data))
 
     @post(
         "/import",
@@ -96,17 +109,31 @@ class AppController(Controller):
         },
     )
     async def import_app(
-        self, apps: NamedDependency[AppService], data: JSONBody[AppImport], dry_run: Flag = False
+        self, request: AppRequest, apps: NamedDependency[AppService], data: JSONBody[AppImport], dry_run: Flag = False
     ) -> Response[AppOut | AppPlan]:
         """What of the file is not supported or not safe is listed whole, each with its line, and nothing is made.
         Values of `env`, and those that the file itself gives to names such as `DB_PASSWORD`, are sealed and masked from
         then on, and can be changed under the same names.
         """
-        return (
-            plan_answer(await importing.plan(apps, data))
-            if dry_run
-            else install_answer(await importing.create(apps, data))
-        )
+        if dry_run:
+            return await planned_answer(request, await importing.plan(apps, data))
+        return install_answer(await importing.create(apps, data))
+
+    @post(
+        "/adopt",
+        guards=[requires("apps:write")],
+        operation_id="AdoptProject",
+        summary="Make an app of a Compose project that runs",
+    )
+    async def adopt_project(
+        self, request: AppRequest, apps: NamedDependency[AppService], data: JSONBody[AppAdopt]
+    ) -> Response[AppOut]:
+        """Its containers run on as they are; what Compose named and labelled them keeps its name, and is the app's from
+        then on. A later change or update makes its containers anew as those of any app, over the same volumes. What of
+        it an app may not have is listed whole, by container, and nothing is changed.
+        """
+        found = await adopting.look(request.app.state.runtime, data)
+        return made_answer(await adopting.adopt(apps, request.app.state.runtime, found, data))
 
     @get("/{app_id:str}", guards=[requires("apps:read")], operation_id="GetApp", summary="One app in full")
     async def get_app(self, request: AppRequest, app_id: AppId) -> Response[AppOut]:
@@ -184,15 +211,25 @@ class AppController(Controller):
         guards=[requires("apps:write")],
         operation_id="CloneApp",
         summary="Copy an app with its data",
+        responses={
+            200: ResponseSpec(AppPlan, description="With `dry_run=true`: what would happen", generate_examples=False)
+        },
     )
     async def clone_app(
-        self, apps: NamedDependency[AppService], app_id: AppId, data: JSONBody[AppClone]
-    ) -> Response[AppOut]:
+        self,
+        request: AppRequest,
+        apps: NamedDependency[AppService],
+        app_id: AppId,
+        data: JSONBody[AppClone],
+        dry_run: Flag = False,
+    ) -> Response[AppOut | AppPlan]:
         """A new app with the same config and secrets, a copy of the data, and free host ports of its own. An app that
         runs and has data is stopped while that is copied, so that the copy is whole, and is started again whatever
         becomes of the clone; meanwhile it is `restarting`, one that stands still `stopping`. The domain is not copied.
         """
-        return made_answer(await cloning.clone(apps, app_id, data))
+        if dry_run:
+            return await planned_answer(request, await cloning.plan(apps, app_id, data))
+        return install_answer(await cloning.clone(apps, app_id, data))
 
     @patch(
         "/{app_id:str}",
@@ -218,18 +255,37 @@ class AppController(Controller):
         status_code=200,
     )
     async def update_app(
-        self, apps: NamedDependency[AppService], app_id: AppId, data: JSONBody[AppUpdate], dry_run: Flag = False
-    ) -> Response[AppOut | AppPlan]:
+        self,
+        request: AppRequest,
+        apps: NamedDependency[AppService],
+        app_id: AppId,
+        data: JSONBody[AppUpdate],
+        dry_run: Flag = False,
+    ) -> Response[AppOut | UpdatePlan]:
         """To the newest version or the one that is named; an app that has it gets the images that its tags mean now.
 
         New images are pulled first, then the app is stopped, its data copied, its containers made anew. Unless all
         services are well in time, the former version runs again with the data that it had; the job says why.
+
+        With `dry_run=true` the registries are asked what the images are by now, and nothing is done.
         """
-        return (
-            plan_answer(await changes.plan_update(apps, app_id, data))
-            if dry_run
-            else changed_answer(await changes.update(apps, app_id, data))
-        )
+        if dry_run:
+            return await update_plan_answer(request, await changes.plan_update(apps, app_id, data))
+        return updated_answer(await changes.update(apps, app_id, data))
+
+    @post(
+        "/{app_id:str}/check-updates",
+        guards=[requires("apps:deploy")],
+        operation_id="CheckAppUpdates",
+        summary="Look for something newer now",
+        status_code=200,
+    )
+    async def check_app_updates(self, request: AppRequest, app_id: AppId) -> Response[AppOut]:
+        """Asks the catalogue and the registries of the app's images, as is done by itself once a day, and answers when
+        they have, or after 20 seconds: then a job goes on with it. `available_update` says what there is; a registry
+        that gave no answer is in `update_check`.
+        """
+        return await checked_answer(request, app_id)
 
     @post(
         "/{app_id:str}/rollback",
@@ -241,6 +297,33 @@ class AppController(Controller):
     async def rollback_app(self, apps: NamedDependency[AppService], app_id: AppId) -> Response[AppOut]:
         """Images, config and data are those from before the last update; a rollback can be taken back by another."""
         return full_answer(await changes.roll_back(apps, app_id))
+
+    @get(
+        "/{app_id:str}/export",
+        guards=[requires("apps:read")],
+        operation_id="ExportApp",
+        operation_class=ExportOperation,
+        summary="An app as plain Compose, with its data",
+        responses={
+            200: ResponseSpec(str, description="The file", media_type=YAML, generate_examples=False),
+        },
+    )
+    async def export_app(
+        self,
+        request: AppRequest,
+        app_id: AppId,
+        with_data: Annotated[bool, QueryParameter(name="data")] = False,
+        secrets: MaybeFlag = None,
+        extension: Flag = False,
+    ) -> Response[Any]:
+        """A file that `docker compose up` takes as it is, and `POST /api/apps/import` too. Secrets stand in it for a
+        caller with the scope `apps:secrets`, unless `secrets=false`; else `${NAME:?…}` stands for each. With
+        `extension=true` it has an `x-quazzar` block and keeps its `${name}`s, with the present values as defaults.
+
+        With `data=true` (which needs `apps:secrets`) it is a tar with `compose.yaml`, `.env` and all volumes below
+        `volumes/`, sent while it is read. Stop the app first if its data has to be that of one moment.
+        """
+        return await export_answer(request, app_id, Wanted(data=with_data, secrets=secrets, extension=extension))
 
     @get("/{app_id:str}/logs", guards=[requires("apps:read")], operation_id="GetAppLogs", summary="What an app says")
     async def get_app_logs(

@@ -14,18 +14,22 @@ from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobKind, enqueue, wait_for
 from quazzar.core.records import audit
-from quazzar.instance.apps import changes_store, jobs, purging, store, trash_store
+from quazzar.instance.apps import changes_store, jobs, purging, room_store, store, trash_store
 from quazzar.instance.apps.building import Draft, draft_app, sealed_anew, url_of
 from quazzar.instance.apps.errors import (
     AppBusy,
     AppNameTaken,
     AppNotFound,
     AppNotInstalled,
+    DoesNotFit,
     PortTaken,
     UninstallFailed,
 )
+from quazzar.instance.apps.host_paths import told
 from quazzar.instance.apps.models import AppStatus, Desired
-from quazzar.instance.apps.schemas import AppCreate, AppPlan, AppRow, FullAppRow, PortOut, VolumeOut
+from quazzar.instance.apps.room import Claim, MachineWatch, Room, refusals, rooms
+from quazzar.instance.apps.schemas import AppCreate, AppPlan, AppRow, FullAppRow, PortOut, RoomOut, VolumeOut
+from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
 from quazzar.instance.templates.service import TemplateService
 from quazzar.instance.templates.template import Template
@@ -68,6 +72,13 @@ _AUDITED: Final = ("name", "template", "version", "config", "resources", "domain
 _REMOVABLE: Final[tuple[AppStatus, ...]] = ("running", "unhealthy", "stopped", "crashed", "failed")
 
 
+class Planned(msgspec.Struct, frozen=True):
+    """What would be done, and the spec that it would be done by."""
+
+    plan: AppPlan
+    spec: AppSpec
+
+
 def visible(principal: Principal) -> list[str] | None:
     """The ids of the apps that a bound key may see; None for a caller that may see all."""
     return sorted(principal.resources) if principal.resources is not None else None
@@ -107,46 +118,60 @@ async def list_apps(
 
 
 class AppService:
-    """Built per request from its session and actor."""
+    """Built per request from its session and actor; without `machine` nothing is known of how much room there is."""
 
-    def __init__(self, session: AsyncSession, actor: Principal, *, keyring: Keyring, settings: Settings) -> None:
+    def __init__(
+        self,
+        session: AsyncSession,
+        actor: Principal,
+        *,
+        keyring: Keyring,
+        settings: Settings,
+        machine: MachineWatch | None = None,
+    ) -> None:
         self.session = session
         self.actor = actor
         self.keyring = keyring
         self.settings = settings
+        self.machine = machine
 
     # --- install ---------------------------------------------------------------------------------------------------
 
     async def create(self, data: AppCreate) -> FullAppRow:
         """Write the app down and have it installed.
 
-        Raises `Invalid` with every field that fails, `AppNameTaken`, `PortTaken`.
+        Raises `Invalid` with every field that fails, `AppNameTaken`, `PortTaken`, `DoesNotFit`.
         """
         return await self.add(await self._draft_of(data), action="app.install")
 
-    async def plan(self, data: AppCreate) -> AppPlan:
+    async def plan(self, data: AppCreate) -> Planned:
         """What `create` would do; nothing is made. Raises as `create` does for a body that does not validate."""
         return await self.plan_of(await self._draft_of(data))
 
     async def add(self, draft: Draft, *, action: str) -> FullAppRow:
-        """Write a draft down and have it installed. Raises `AppNameTaken`, `PortTaken`."""
+        """Write a draft down and have it installed. Raises `AppNameTaken`, `PortTaken`, `DoesNotFit`."""
         if draft.refusals:
             raise PortTaken(details=draft.refusals)
+        await self.require_room(draft.claim)
         async with unique_or(AppNameTaken(details={"name": f"The name {draft.row['name']} is taken"})):
             await store.add_app(self.session, draft.row, seconds=jobs.INSTALL_SECONDS)
         async with unique_or(PortTaken()):
             await store.hold_ports(self.session, draft.held_ports)
-        audit(self.session, action, subject=draft.app_id, after={name: draft.row[name] for name in _AUDITED})
+        trusted = {"trusted": True} if draft.template.trusted else {}
+        after = {name: draft.row[name] for name in _AUDITED} | trusted
+        audit(self.session, action, subject=draft.app_id, after=after)
         await self.enqueue(jobs.install, draft.app_id)
         return await self.show(draft.app_id)
 
-    async def plan_of(self, draft: Draft) -> AppPlan:
+    async def plan_of(self, draft: Draft) -> Planned:
         """What `add` would do with a draft."""
-        name, refusals = draft.row["name"], dict(draft.refusals)
+        name, refused = draft.row["name"], dict(draft.refusals)
         if await store.find_name(self.session, name) is not None:
-            refusals["name"] = f"The name {name} is taken"
+            refused["name"] = f"The name {name} is taken"
+        found = await self.rooms(draft.claim)
+        refused |= refusals(draft.claim, found)
         limits = [service.resources.memory_bytes for service in draft.spec.services]
-        return AppPlan(
+        plan = AppPlan(
             name=name,
             template=draft.row["template"],
             version=draft.row["version"],
@@ -155,9 +180,24 @@ class AppService:
             ports=[msgspec.convert(port, PortOut) for port in draft.row["ports"]],
             volumes=[VolumeOut(name=name) for name in draft.spec.volumes],
             memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
-            refusals=refusals,
+            host_access=[text for service in draft.spec.services for text in told(service.name, service.host)],
+            room=[RoomOut(**msgspec.structs.asdict(one)) for one in found],
+            refusals=refused,
             notes=list(draft.template.notes),
         )
+        return Planned(plan, draft.spec)
+
+    async def rooms(self, claim: Claim, *, but: str = "") -> list[Room]:
+        """The sums that decide whether the machine has room for `claim` beside all apps (without the app `but`)."""
+        if self.machine is None:
+            return []
+        reserved = await room_store.sum_claims(self.session, but=but)
+        return rooms(claim, reserved, await self.machine.now(), self.settings.apps)
+
+    async def require_room(self, claim: Claim, *, app_id: str = "", former: Claim | None = None) -> None:
+        """Raises `DoesNotFit`. `former` is what the app `app_id` reserves already; see `store.lock_ports`."""
+        if found := refusals(claim, await self.rooms(claim, but=app_id), former=former):
+            raise DoesNotFit(details=found)
 
     async def draft(self, template: Template, data: AppCreate, *, catalogued: bool = True) -> Draft:
         """An app that is not written down yet; whether it can be had stands in `refusals`.
@@ -174,6 +214,7 @@ class AppService:
             reserved=self.reserved_ports,
             url=url_of(self.settings),
             catalogued=catalogued,
+            known_images=await room_store.find_images(self.session),
         )
 
     @property
@@ -199,7 +240,10 @@ class AppService:
     # --- operations ------------------------------------------------------------------------------------------------
 
     async def start(self, app_id: str) -> FullAppRow:
-        """Have the app running. An app whose install failed is installed again. Raises `AppNotFound`, `AppBusy`."""
+        """Have the app running. An app whose install failed is installed again.
+
+        Raises `AppNotFound`, `AppBusy`, `DoesNotFit`.
+        """
         return await self._operate(app_id, _START)
 
     async def stop(self, app_id: str) -> FullAppRow:
@@ -218,6 +262,8 @@ class AppService:
             if app.copies_from is not None:
                 raise AppNotInstalled("The data was never copied; try the job again, or delete this clone")
             operation = _REINSTALL
+            await store.lock_ports(self.session)
+            await self.require_room(await room_store.get_claim(self.session, app_id), app_id=app_id)
         moved = await store.move_app(
             self.session,
             app_id,

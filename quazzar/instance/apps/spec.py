@@ -22,6 +22,39 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
 
+class BindSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder of the host, or a file, at a path of the container: only a trusted template has one."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A device of the host: only a trusted template has one."""
+
+    source: str
+    target: str
+    permissions: str = "rwm"
+
+
+class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a service has of the host beyond its own container: nothing, unless its template is trusted.
+
+    `security_opts` are the engine's own words (`seccomp=unconfined`).
+    """
+
+    binds: tuple[BindSpec, ...] = ()
+    devices: tuple[DeviceSpec, ...] = ()
+    groups: tuple[str, ...] = ()
+    privileged: bool = False
+    network: bool = False
+    pid: bool = False
+    ipc: bool = False
+    security_opts: tuple[str, ...] = ()
+    sysctls: dict[str, str] = {}
+
+
 class TmpfsSpec(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     size_bytes: int | None = None
@@ -115,6 +148,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     networks: tuple[AttachmentSpec, ...] = ()
     resources: ResourceSpec = ResourceSpec()
+    host: HostSpec = HostSpec()
 
 
 class AppSpec(msgspec.Struct, frozen=True, kw_only=True):

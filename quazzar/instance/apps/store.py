@@ -61,6 +61,34 @@ _DISK: ColumnElement[Any] = literal_column(
     WHERE app_id = apps.id)""",
     JSONB,
 ).label("disk")
+_AVAILABLE: ColumnElement[Any] = literal_column(
+    "(SELECT available FROM app_update_checks WHERE app_id = apps.id)", JSONB
+).label("available_update")
+_CHECK: ColumnElement[Any] = literal_column(
+    """COALESCE(
+        (SELECT jsonb_build_object('error', error,
+            'checked_at', to_char(checked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'))
+        FROM app_update_checks WHERE app_id = apps.id),
+        CAST('{"checked_at": null, "error": null}' AS jsonb))""",
+    JSONB,
+).label("update_check")
+_AUTO: ColumnElement[Any] = literal_column(
+    """COALESCE(
+        (SELECT jsonb_build_object('enabled', enabled, 'window', "window", 'hold_version', hold_version,
+            'skip_versions', skip_versions, 'canary_app', canary_app)
+        FROM app_auto_updates WHERE app_id = apps.id),
+        CAST('{"enabled": false, "window": null, "hold_version": null, "skip_versions": [], "canary_app": null}'
+            AS jsonb))""",
+    JSONB,
+).label("auto_update")
+_AUTO_STATE: ColumnElement[Any] = literal_column(
+    """COALESCE(
+        (SELECT jsonb_build_object('waits_for', waits_for, 'skipped', skipped,
+            'opens_at', to_char(opens_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'))
+        FROM app_auto_updates WHERE app_id = apps.id),
+        CAST('{"opens_at": null, "waits_for": null, "skipped": []}' AS jsonb))""",
+    JSONB,
+).label("auto_update_state")
 _FULL = (
     *SUMMARY,
     App.services,
@@ -72,6 +100,10 @@ _FULL = (
     _DISK,
     App.restart_policy,
     App.labels,
+    _AVAILABLE,
+    _CHECK,
+    _AUTO,
+    _AUTO_STATE,
 )
 
 _texts = ARRAY(Text)
@@ -177,15 +209,30 @@ async def show_app(session: AsyncSession, app_id: str) -> FullAppRow | None:
 _SHOW = select(*_FULL).where(App.id == bindparam("id", type_=Text), _there)
 
 
-_JSON = frozenset({"ports", "urls", "services", "volumes", "config", "resources", "disk", "labels"})
+_JSON = frozenset(
+    {
+        "ports",
+        "urls",
+        "services",
+        "volumes",
+        "config",
+        "resources",
+        "disk",
+        "labels",
+        "available_update",
+        "update_check",
+        "auto_update",
+        "auto_update_state",
+    }
+)
 
 
 def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
-async def add_app(session: AsyncSession, values: dict[str, Any], *, seconds: float) -> None:
-    """Insert a row whose operation has `seconds`; the unique index on the name decides who was first."""
+async def add_app(session: AsyncSession, values: dict[str, Any], *, seconds: float | None) -> None:
+    """Insert a row whose operation, if any, has `seconds`; the unique index on the name decides who was first."""
     await session.execute(insert(App).values(deadline_at=deadline(seconds), **values))
 
 
@@ -410,7 +457,10 @@ async def release_ports(session: AsyncSession, app_id: str) -> None:
 
 
 async def lock_ports(session: AsyncSession) -> None:
-    """One at a time picks free ports, so that two installs don't pick the same ones and one of them fails."""
+    """One at a time picks free ports, so that two installs don't pick the same ones and one of them fails.
+
+    Nor do two take the last room of the machine: what apps reserve is summed up under this lock.
+    """
     await session.execute(text("SELECT pg_advisory_xact_lock(hashtext('app_ports'))"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from quazzar.core.db import unique_or
 from quazzar.core.errors import Unavailable
 from quazzar.core.records import audit, publish
-from quazzar.instance.apps import jobs, store, trash_store
+from quazzar.instance.apps import jobs, room_store, store, trash_store
 from quazzar.instance.apps.building import auto_fields, exchange_ports, url_of
 from quazzar.instance.apps.errors import AppBusy, AppNameTaken, AppNotFound, AppNotTrashed, PortTaken
 from quazzar.instance.apps.events import AppUndeleted
@@ -21,7 +21,7 @@ async def undelete(apps: AppService, app_id: str) -> FullAppRow:
     """Bring an app back from the trash with its data; one that ran is started.
 
     Its ports are the former ones; those that were chosen for it and are taken by now are exchanged. Raises
-    `AppNotFound`, `AppNotTrashed`, `AppBusy` when it is being purged, `AppNameTaken`, `PortTaken`.
+    `AppNotFound`, `AppNotTrashed`, `AppBusy` when it is being purged, `AppNameTaken`, `PortTaken`, `DoesNotFit`.
     """
     session = apps.session
     if not apps.may_see(app_id):
@@ -39,6 +39,7 @@ async def undelete(apps: AppService, app_id: str) -> FullAppRow:
         raise AppNameTaken(details={"name": f"The name {app.name} is taken by now"} | refusals)
     if refusals:
         raise PortTaken(details=refusals)
+    await apps.require_room(await room_store.get_claim(session, app_id), app_id=app_id)
     values: dict[str, Any] = {}
     ports = found.ports
     if names := auto_fields(ports):

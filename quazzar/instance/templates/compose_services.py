@@ -8,6 +8,7 @@ from typing import Any
 from quazzar.instance.apps.spec import (
     AttachmentSpec,
     DependencySpec,
+    HostSpec,
     PortSpec,
     ResourceSpec,
     RestartSpec,
@@ -17,6 +18,7 @@ from quazzar.instance.apps.spec import (
 from quazzar.instance.templates import quantities, refusals
 from quazzar.instance.templates.commands import Word, check_shell_words, read_words
 from quazzar.instance.templates.health import read_healthcheck
+from quazzar.instance.templates.host_access import TRUSTED
 from quazzar.instance.templates.mounts import Mounts
 from quazzar.instance.templates.names import (
     DEFAULT_CAPABILITIES,
@@ -72,6 +74,7 @@ class _Draft:
     words: dict[str, list[Word]] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     resources: dict[str, Any] = field(default_factory=dict)
+    host: dict[str, Any] = field(default_factory=dict)
     cap_add: frozenset[str] = frozenset()
     cap_drop: frozenset[str] = frozenset()
     container_name: str | None = None
@@ -148,7 +151,10 @@ class ServiceReader:
         if reserved is not None and most is not None and reserved > most:
             self.reader.problem(path, line, f"{name} reserves more memory than its limit")
         values = draft.values
-        values.setdefault("networks", (AttachmentSpec(network=DEFAULT_NETWORK),))
+        host = HostSpec(**draft.host, binds=tuple(mounts.binds))
+        if host.network:
+            self._check_host_network(draft)
+        values.setdefault("networks", () if host.network else (AttachmentSpec(network=DEFAULT_NETWORK),))
         spec = ServiceSpec(
             name=name,
             image=values.pop("image", ""),
@@ -159,6 +165,7 @@ class ServiceReader:
             cap_add=tuple(sorted(self._capabilities(draft))),
             resources=ResourceSpec(**draft.resources),
             init=values.pop("init", False),
+            host=host,
             **{key: value for key, value in values.items() if key != "fixed_ports"},
         )
         return ReadService(spec=spec, fixed_ports=tuple(values.get("fixed_ports", ())))
@@ -166,6 +173,9 @@ class ServiceReader:
     def _key(self, draft: _Draft, key: str, line: int, value: Node, path: str) -> None:
         if key in self.MOUNT_KEYS:
             draft.nodes[key] = value
+        elif self.declared.trusted and key in TRUSTED:
+            if not refusals.says_nothing(value):
+                TRUSTED[key](self.reader, draft.host, value, path)
         elif key in self._keys:
             if isinstance(value, Scalar) and value.value is None and key != "image":
                 return  # as in Compose: a key without a value says nothing
@@ -249,10 +259,16 @@ class ServiceReader:
         self.reader.note(path, node.line, said)
         draft.container_name = name or None
 
+    def _check_host_network(self, draft: _Draft) -> None:
+        for key in ("networks", "ports"):
+            if draft.values.get(key):
+                said = f"{key} means nothing with network_mode: host, where all ports of the service are the host's"
+                self.reader.problem(join(draft.path, key), draft.line, said)
+
     def _attach_name(self, draft: _Draft) -> None:
         """Other services of a file may know this one by its container's name, as Docker's own DNS allows."""
         name = draft.container_name
-        if name is None or name in self.declared.services:
+        if name is None or name in self.declared.services or draft.host.get("network"):
             return
         attachments = draft.values.get("networks", (AttachmentSpec(network=DEFAULT_NETWORK),))
         draft.values["networks"] = tuple(
@@ -496,7 +512,7 @@ class ServiceReader:
                 self.reader.unknown(key, line, where, ("memory", "cpus"))
 
     def _mounts(self, draft: _Draft) -> Mounts:
-        mounts = Mounts(self.reader, self.declared.volumes)
+        mounts = Mounts(self.reader, self.declared.volumes, trusted=self.declared.trusted)
         for key in self.MOUNT_KEYS:
             node = draft.nodes.get(key)
             if node is None or (isinstance(node, Scalar) and node.value is None):

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Callable, Mapping
 
-from quazzar.instance.apps.spec import FileSpec, MountSpec, TmpfsSpec
-from quazzar.instance.templates.interpolation import split_parts
+from quazzar.instance.apps.host_paths import SOCKETS, host_path
+from quazzar.instance.apps.spec import BindSpec, FileSpec, MountSpec, TmpfsSpec
+from quazzar.instance.templates.interpolation import Parts, split_parts
 from quazzar.instance.templates.names import mount_target
 from quazzar.instance.templates.quantities import size_bytes, whole_number
 from quazzar.instance.templates.reader import Opaque, Reader, last
-from quazzar.instance.templates.refusals import SOCKETS
 from quazzar.instance.templates.yaml_nodes import Mapping as MappingNode
 from quazzar.instance.templates.yaml_nodes import Node, Scalar
 
@@ -25,11 +25,13 @@ _SCRIPT_NAMES = (".sh", ".bash", ".sql")
 
 
 class Mounts:
-    """Collects the mounts of one service and refuses two at one place."""
+    """Collects the mounts of one service and refuses two at one place, and folders of the host unless `trusted`."""
 
-    def __init__(self, reader: Reader, volumes: frozenset[str]) -> None:
+    def __init__(self, reader: Reader, volumes: frozenset[str], *, trusted: bool = False) -> None:
         self.reader = reader
         self.declared = volumes
+        self.trusted = trusted
+        self.binds: list[BindSpec] = []
         self.volumes: list[MountSpec] = []
         self.tmpfs: list[TmpfsSpec] = []
         self.files: list[FileSpec] = []
@@ -60,13 +62,18 @@ class Mounts:
         parts = self.reader.parts(node, path, node.value)
         if parts is None:
             return
-        texts = [self.reader.filled(node, path, piece) for piece in split_parts(parts, ":")]
+        pieces = split_parts(parts, ":")
+        texts = [self.reader.filled(node, path, piece) for piece in pieces]
         if None in texts:
             return
         source, *rest = [text or "" for text in texts]
         if not rest and source.startswith("/") and not any(name in source for name in SOCKETS):
             said = "a volume without a name is refused: it would be lost; write name:/path and declare the name"
             self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
+            return
+        if self.trusted and source.startswith("/") and 1 <= len(rest) <= 2:
+            read_only = len(rest) == 2 and self._read_only(node, path, rest[1])
+            self._bind(node, path, pieces[0], source, rest[0], read_only=read_only)
             return
         if self._from_host(node, path, source):
             return
@@ -81,6 +88,40 @@ class Mounts:
             if word not in {"ro", "rw"}:
                 self.reader.problem(path, node.line, "Of the options of a volume only ro and rw are taken", at=node)
         return "ro" in words
+
+    def _bind(self, node: Node, path: str, parts: Parts, source: str, target: str, *, read_only: bool) -> None:
+        """A folder of the host, which stands in the file as it is: whoever trusts that has read it there."""
+        if not all(isinstance(part, str) for part in parts):
+            said = "a folder of the host must be written out: no ${name} may stand in it"
+            self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
+            return
+        try:
+            folder = host_path(source)
+        except ValueError as error:
+            self.reader.problem(path, node.line, f"{last(path)}: the folder of the host {error}", "refused", at=node)
+            return
+        place = self._target(node, path, target)
+        if place is not None and self.take(node, path, place):
+            self.binds.append(BindSpec(source=folder, target=place, read_only=read_only))
+
+    def _long_bind(self, node: Node, path: str) -> None:
+        found = self.reader.entries(node, path, ("type", "source", "target", "read_only", "bind"))
+        for key in ("source", "target"):
+            if key not in found:
+                self.reader.problem(f"{path}.{key}", node.line, f"{key} is required", "missing")
+        if "bind" in found:
+            for key, value in self.reader.entries(found["bind"], f"{path}.bind", ("create_host_path",)).items():
+                if self.reader.boolean(value, f"{path}.bind.{key}"):
+                    self.reader.note(f"{path}.bind.{key}", value.line, "is ignored: the folder must be there")
+        read_only = "read_only" in found and self.reader.boolean(found["read_only"], f"{path}.read_only")
+        source, target = (
+            self.reader.string(found[key], f"{path}.{key}") if key in found else None for key in ("source", "target")
+        )
+        if source is None or target is None:
+            return
+        written = found["source"].value if isinstance(found["source"], Scalar) else ""
+        parts = self.reader.parts(found["source"], f"{path}.source", str(written)) or ()
+        self._bind(found["source"], f"{path}.source", parts, source, target, read_only=read_only)
 
     def _from_host(self, node: Node, path: str, source: str) -> bool:
         """Refuses the host's paths."""
@@ -99,7 +140,10 @@ class Mounts:
             return
         bind = node.entries.get("type")
         if bind is not None and isinstance(bind.node, Scalar) and bind.node.value in _OTHER_TYPES:
-            self._refused_type(bind.node, f"{path}.type", bind.line)
+            if self.trusted and bind.node.value == "bind":
+                self._long_bind(node, path)
+            else:
+                self._refused_type(bind.node, f"{path}.type", bind.line)
             return
         found = self.reader.entries(node, path, VOLUME_KEYS)
         if "type" not in found or "target" not in found:

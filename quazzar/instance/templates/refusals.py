@@ -40,7 +40,10 @@ REFUSED_IN_SERVICE: Mapping[str, str] = {
     "post_start": "hooks are not run",
     "pre_stop": "hooks are not run",
 }
-"""Dangerous, or a way to something dangerous. Also refused in a trusted template, which can't express it either."""
+"""Dangerous, or a way to something dangerous."""
+
+TRUSTED_IN_SERVICE = ("privileged", "network_mode", "pid", "ipc", "devices", "sysctls")
+"""Those of them that a trusted template may have; all others are refused to it too."""
 
 UNSUPPORTED_IN_SERVICE: Mapping[str, str] = {
     "annotations": "use labels",
@@ -100,14 +103,13 @@ REFUSED_IN_FILE: Mapping[str, str] = {
     "template_driver": "it runs the text as a program; use ${name}",
     "name": "files are named by the platform",
 }
-SOCKETS = ("docker.sock", "containerd.sock", "podman.sock", "crio.sock")
 
 
 def refuse(
     reader: Reader, key: str, line: int, path: str, reason: str, *, trusted: bool, at: Node | None = None
 ) -> None:
     """`at` is the value, where it may have come from a config."""
-    hint = " (for a trusted template too: it is not supported yet)" if trusted else ""
+    hint = " (to a trusted template too)" if trusted else ""
     reader.problem(path, line, f"{key} is refused: {reason}{hint}", "refused", at=at)
 
 

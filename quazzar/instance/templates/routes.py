@@ -11,7 +11,7 @@ from litestar.params import FromPath, QueryParameter
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.core.auth import requires
+from quazzar.core.auth import principal_of, require_everything, requires
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, post, put
 from quazzar.core.schema import decode_body
@@ -22,6 +22,8 @@ YAML = "application/yaml"
 
 _FILE = "A file of the Compose Specification with an `x-quazzar` block"
 
+_TRUSTED = "Whether it may have folders and devices of the host; only an administrator (scope `*`) can say so"
+
 
 _BODY = RequestBody(
     required=True,
@@ -30,7 +32,10 @@ _BODY = RequestBody(
             schema=Schema(
                 type=OpenAPIType.OBJECT,
                 required=["compose"],
-                properties={"compose": Schema(type=OpenAPIType.STRING, min_length=1, description=_FILE)},
+                properties={
+                    "compose": Schema(type=OpenAPIType.STRING, min_length=1, description=_FILE),
+                    "trusted": Schema(type=OpenAPIType.BOOLEAN, default=False, description=_TRUSTED),
+                },
                 additional_properties=False,
                 examples=[{"compose": EXAMPLE}],
             )
@@ -52,11 +57,16 @@ async def provide_templates(session: NamedDependency[AsyncSession]) -> TemplateS
     return TemplateService(session)
 
 
-async def _compose_of(request: Request[Any, Any, Any]) -> str | bytes:
-    """The file in the body, whichever way it was sent."""
+async def _sent(request: Request[Any, Any, Any]) -> tuple[str | bytes, bool]:
+    """The file in the body, whichever way it was sent, and whether it is to be trusted. Raises `Forbidden`."""
     body = await request.body()
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return body if media_type == YAML else decode_body(body, TemplateIn).compose
+    if media_type == YAML:
+        return body, False
+    sent = decode_body(body, TemplateIn)
+    if sent.trusted:
+        require_everything(principal_of(request))
+    return sent.compose, sent.trusted
 
 
 Words = Annotated[
@@ -103,8 +113,11 @@ class TemplateController(Controller):
     async def create_template(
         self, request: Request[Any, Any, Any], templates: NamedDependency[TemplateService]
     ) -> Response[TemplateOut]:
-        """The file is checked whole; every problem is reported with its line."""
-        template = await templates.create(await _compose_of(request))
+        """The file is checked whole; every problem is reported with its line.
+
+        With `trusted` in a JSON body, which only an administrator can say, it may have folders and devices of the host.
+        """
+        template = await templates.create(*await _sent(request))
         return Response(template, headers={"Location": f"/api/templates/{template.id}"})
 
     @put(
@@ -120,8 +133,10 @@ class TemplateController(Controller):
         templates: NamedDependency[TemplateService],
         template_ref: FromPath[Ref],
     ) -> TemplateOut:
-        """The version that the file names is added as the newest, or replaced in its place; the others stay."""
-        return await templates.replace(template_ref, await _compose_of(request))
+        """The version that the file names is added as the newest, or replaced in its place; the others stay. It is
+        `trusted` only if this call says so, whatever it was before.
+        """
+        return await templates.replace(template_ref, *await _sent(request))
 
     @delete(
         "/{template_ref:str}",

@@ -26,9 +26,13 @@ services:
 
 
 class TemplateIn(In):
-    """A file of the Compose Specification with an `x-quazzar` block."""
+    """A file of the Compose Specification with an `x-quazzar` block.
+
+    A `trusted` one may have folders and devices of the host; only an administrator can say so.
+    """
 
     compose: Annotated[str, Meta(min_length=1, max_length=COMPOSE_BYTES, examples=[EXAMPLE])]
+    trusted: bool = False
 
 
 class FieldOut(Out, kw_only=True):
@@ -81,6 +85,7 @@ class TemplateSummary(Out, kw_only=True):
     volumes: list[str]
     web: WebOut | None
     needs: NeedsOut
+    trusted: bool
     created_at: datetime | None
     updated_at: datetime | None
 

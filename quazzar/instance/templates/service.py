@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -46,6 +46,7 @@ def _summary_values(template: Template) -> dict[str, Any]:
         "volumes": list(template.volumes),
         "web": WebOut(service=template.web.service, port=template.web.port) if template.web else None,
         "needs": NeedsOut(memory_bytes=template.needs.memory_bytes, disk_bytes=template.needs.disk_bytes),
+        "trusted": template.trusted,
     }
 
 
@@ -60,13 +61,14 @@ def _of_packaged(packaged: Packaged) -> TemplateSummary:
     )
 
 
-def _version_of(template: Template, compose: str | bytes) -> dict[str, str]:
+def _version_of(template: Template, compose: str | bytes) -> dict[str, str | bool]:
     """What the audit log keeps of a version: not its text, in which people may have written a password."""
     text = compose.encode() if isinstance(compose, str) else compose
     return {
         "slug": template.slug,
         "version": template.version,
         "compose_sha256": hashlib.sha256(text).hexdigest(),
+        "trusted": template.trusted,
     }
 
 
@@ -180,9 +182,9 @@ class TemplateService:
             raise TemplateVersionNotFound
         return packaged
 
-    async def create(self, compose: str | bytes) -> TemplateOut:
+    async def create(self, compose: str | bytes, trusted: bool) -> TemplateOut:
         """Raises `TemplateInvalid` with every problem of the file, or `TemplateExists`."""
-        template = await asyncio.to_thread(parse_template, compose)
+        template = await asyncio.to_thread(parse_template, compose, trusted=trusted)
         await ready_catalogue()
         if find_packaged(template.slug) is not None:
             raise TemplateExists
@@ -193,7 +195,7 @@ class TemplateService:
         await self._put(template_id, template, compose)
         return await self.get(template_id, template.version)
 
-    async def replace(self, ref: str, compose: str | bytes) -> TemplateOut:
+    async def replace(self, ref: str, compose: str | bytes, trusted: bool) -> TemplateOut:
         """Add or replace the version that the file names; it must keep the template's slug."""
         if _REF.match(ref) is None:
             raise TemplateNotFound
@@ -203,11 +205,11 @@ class TemplateService:
             raise TemplatePackaged
         template_id, slug = own
         await self._refuse_of_source(template_id)
-        template = await asyncio.to_thread(parse_template, compose)
+        template = await asyncio.to_thread(parse_template, compose, trusted=trusted)
         if template.slug != slug:
             raise Invalid(details={"x-quazzar.slug": f"Slug must stay {slug}"})
         former = await store.get_template(self.session, template_id, template.version)
-        before = None if former is None else _version_of(template, former.compose)
+        before = None if former is None else _version_of(msgspec.convert(former.definition, Template), former.compose)
         audit(
             self.session, "template.replace", subject=template_id, before=before, after=_version_of(template, compose)
         )
@@ -236,6 +238,13 @@ class TemplateService:
         before = {"slug": slug, "versions": await store.find_versions(self.session, template_id)}
         audit(self.session, "template.delete", subject=template_id, before=before)
         await store.delete_template(self.session, template_id)
+
+
+async def newest_versions(session: AsyncSession, slugs: Collection[str]) -> dict[str, str]:
+    """Slug → the version that an install takes which names none; without those that are no template any more."""
+    packaged = await ready_catalogue()
+    found = {slug: packaged[slug].template.version for slug in slugs if slug in packaged}
+    return found | await store.find_newest(session, slugs)
 
 
 async def take_source(

@@ -1,6 +1,6 @@
 """Every query on own templates."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -97,6 +97,16 @@ async def get_template(session: AsyncSession, ref: str, version: str | None = No
         statement = statement.where(TemplateVersion.version == version)
     row = (await session.execute(statement)).one_or_none()
     return StoredTemplate(*row) if row is not None else None
+
+
+async def find_newest(session: AsyncSession, slugs: Collection[str]) -> dict[str, str]:
+    """Slug → default version of the own templates among `slugs`."""
+    statement = (
+        select(Template.slug, TemplateVersion.version)
+        .join(TemplateVersion, TemplateVersion.template_id == Template.id)
+        .where(TemplateVersion.number == _newest, Template.slug.in_(slugs))
+    )
+    return {row[0]: row[1] for row in await session.execute(statement)}
 
 
 async def find_versions(session: AsyncSession, template_id: str) -> list[str]:

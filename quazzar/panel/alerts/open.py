@@ -14,8 +14,8 @@ async def open_alerts(session: AsyncSession, tenant_id: str, reach: Reach) -> di
     return await store.count_open(session, tenant_id, reach)
 
 
-async def end_with_instance(session: AsyncSession, tenant_id: str, instance_id: str, reason: str) -> None:
-    """An instance is gone, and with it whatever was wrong with it."""
-    now = datetime.now(UTC)
+async def end_with_instance(session: AsyncSession, tenant_id: str, instance_id: str) -> None:
+    """An instance is gone, or begins anew, and with it ends whatever was wrong with it."""
+    now, reason = datetime.now(UTC), "The instance left the fleet, or joined anew"
     ids = await store.find_open_of_instance(session, tenant_id, instance_id)
     await end_alerts(session, tenant_id, ids, reason=reason, now=now, told_at=now)

@@ -22,8 +22,9 @@ from quazzar.panel.alerts.columns import body_of, columns_of
 from quazzar.panel.alerts.ending import end_alerts
 from quazzar.panel.alerts.errors import AlertRuleNotFound, TooManyAlertRules
 from quazzar.panel.alerts.notices import tell_of
-from quazzar.panel.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, QuietHours, Targets
+from quazzar.panel.alerts.schemas import AlertRuleCreate, AlertRuleUpdate, QuietHours
 from quazzar.panel.alerts.store import Found
+from quazzar.panel.commands.schemas import Targets
 from quazzar.panel.fleet.service import known_ids
 from quazzar.settings import Settings
 

@@ -1,36 +1,17 @@
 """What the API takes and shows of alerts and their rules."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from quazzar.alerts.events import Severity
 from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
+from quazzar.link.metrics import HostMetric
 from quazzar.panel.accounts.schemas import TimezoneName
 from quazzar.panel.alerts.models import AlertStatus, RuleKind
-from quazzar.panel.fleet.schemas import GroupRef, Tag
-
-HostMetric = Literal[
-    "cpu_percent",
-    "memory_used_bytes",
-    "memory_percent",
-    "swap_used_bytes",
-    "disk_used_bytes",
-    "disk_percent",
-    "disk_read_bytes_per_second",
-    "disk_write_bytes_per_second",
-    "network_rx_bytes_per_second",
-    "network_tx_bytes_per_second",
-    "load_1",
-    "load_5",
-    "load_15",
-    "processes",
-    "uptime_seconds",
-    "temperature_celsius",
-]
-"""What instances measure, as `quazzar.link.metrics` names it."""
+from quazzar.panel.commands.schemas import Targets
 
 StandingMetric = Literal[
     "apps_down",
@@ -51,21 +32,11 @@ _AnyMetric = Literal[Sign, StandingMetric]
 
 Operator = Literal[">", ">=", "<", "<="]
 
-HOST_METRICS: tuple[str, ...] = get_args(HostMetric)
-
 _DAY = 86_400
 _HOUR = 3_600
 
 RuleId = Annotated[str, Meta(examples=["rul_23oc77vtak2bdwdlqw5ffwpz33"])]
 AlertId = Annotated[str, Meta(examples=["alr_23oc77vtak2bdwdlqw5ffwpz33"])]
-InstanceRef = Annotated[
-    str,
-    Meta(
-        pattern=r"^inst_[a-z2-7]{20,40}\Z",
-        extra=message("{label} must hold ids of instances"),
-        examples=["inst_23oc77vtak2bdwdlqw5ffwpz33"],
-    ),
-]
 ChannelRef = Annotated[
     str,
     Meta(
@@ -88,17 +59,6 @@ ClockTime = Annotated[
     ),
 ]
 Channels = Annotated[list[ChannelRef], Meta(max_length=50)]
-
-
-class Targets(In):
-    """Which instances a rule watches: all, or those named, those with at least one of the tags, and those of the groups
-    and of the groups below them.
-    """
-
-    instances: Annotated[list[InstanceRef], Meta(max_length=1000, examples=[["inst_23oc77vtak2bdwdlqw5ffwpz33"]])] = []
-    tags: Annotated[list[Tag], Meta(max_length=50, examples=[["site:berlin"]])] = []
-    groups: Annotated[list[GroupRef], Meta(max_length=200, examples=[["grp_23oc77vtak2bdwdlqw5ffwpz33"]])] = []
-    all: bool = False
 
 
 class QuietHours(In):

@@ -13,9 +13,10 @@ from quazzar.core.records import audit
 from quazzar.panel.alerts import store
 from quazzar.panel.alerts.ending import end_alerts
 from quazzar.panel.alerts.errors import AlertIsResolved, AlertNotFound
+from quazzar.panel.alerts.open import end_with_instance
 from quazzar.panel.alerts.schemas import AlertMute
 from quazzar.panel.alerts.store import Found, Wanted
-from quazzar.panel.fleet.service import reach_of
+from quazzar.panel.fleet.service import reach_of, when_over
 
 ALERT_ID: Final = re.compile(r"alr_[a-z2-7]{26}\Z")
 
@@ -87,6 +88,9 @@ class AlertService:
         after = {name: _recorded(value) for name, value in values.items()}
         audit(self._session, action, subject=before.id, before=former, after=after)
         return await self.get(before.id)
+
+
+when_over.append(end_with_instance)
 
 
 def _recorded(value: Any) -> Any:

@@ -59,12 +59,11 @@ async def advance(session: AsyncSession, tenant_id: str, command_id: str) -> Non
     plan = plan_of(command)
     place = Place(status=command.status, outcome=command.outcome, batch=command.batch, next_at=command.next_at)
     changes: dict[str, Any] = {}
-    while True:
-        counts = await store.count_conditions(session, tenant_id, command_id, command.now)
-        move = decide(plan, place, counts, command.now)
-        if move is None:
-            break
+    counts = await store.count_conditions(session, tenant_id, command_id, command.now)
+    while (move := decide(plan, place, counts, command.now)) is not None:
         changes |= await _make(session, tenant_id, command, move)
+        if isinstance(move, End | Recall | Begin):
+            counts = await store.count_conditions(session, tenant_id, command_id, command.now)
         place = Place(**{name: changes.get(name, getattr(place, name)) for name in Place.__struct_fields__})
     if "finished_at" in changes:
         _announce_end(session, tenant_id, command, place.status, changes.get("reason", command.reason), counts)

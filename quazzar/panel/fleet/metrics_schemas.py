@@ -6,26 +6,12 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from quazzar.core.schema import Out
+from quazzar.link.metrics import HostMetric
 from quazzar.panel.fleet.schemas import InstanceId
 
 Range = Literal["1h", "6h", "24h", "7d", "30d", "90d"]
 Metric = Literal[
-    "cpu_percent",
-    "memory_used_bytes",
-    "memory_percent",
-    "swap_used_bytes",
-    "disk_used_bytes",
-    "disk_percent",
-    "disk_read_bytes_per_second",
-    "disk_write_bytes_per_second",
-    "network_rx_bytes_per_second",
-    "network_tx_bytes_per_second",
-    "load_1",
-    "load_5",
-    "load_15",
-    "processes",
-    "uptime_seconds",
-    "temperature_celsius",
+    HostMetric,
     "memory_bytes",
     "memory_limit_bytes",
     "network_rx_bytes",

@@ -1,13 +1,13 @@
 """PATCH, update and rollback: what is changed, and that whatever goes wrong the app is whole in its old state."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
 from quazzar.instance.apps import changing
+from quazzar.instance.apps.disks import DiskMeter
 from quazzar.instance.apps.runtimes.base import RuntimeFailure
 from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryEngine
 from tests.conftest import RunningApp
@@ -15,11 +15,11 @@ from tests.factories.apps import (
     SECRET,
     add_template,
     audited,
-    engine_of,
     events_of,
     install,
     job_of,
     key_client,
+    runtime_of,
     show,
     unique,
     until,
@@ -32,16 +32,6 @@ OLD, NEW = b"old data", b"new data"
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changing, "STEADY_SECONDS", 0.0)
-
-
-@pytest.fixture
-async def engine(app: RunningApp) -> AsyncIterator[MemoryEngine]:
-    found = engine_of(app)
-    yield found
-    found.come_back()
-    found.unknown_images.clear()
-    found.behaviours.clear()
-    found.foreign_ports.clear()
 
 
 async def two_versions(client: httpx.AsyncClient) -> str:
@@ -180,10 +170,6 @@ async def test_an_update_and_the_way_back_and_forth(
 ) -> None:
     made = await old_app(admin, engine)
     app_id = made["id"]
-    plan = (await admin.post(f"/api/apps/{app_id}/update?dry_run=true", json={})).json()
-    assert (plan["version"], plan["refusals"]) == ("2.0", {})
-    assert "nginx:1.28" in plan["images"]
-    assert (await show(admin, app_id))["status"] == "running"
     after = await changed(admin, app_id, "update")
     assert (after["status"], after["version"], after["config"]) == ("running", "2.0", made["config"])
     assert engine.container(app_id, "web").service.image == "nginx:1.28"
@@ -205,6 +191,56 @@ async def test_an_update_and_the_way_back_and_forth(
     assert news[:4] == ["app.installed", "app.updated", "app.updated", "app.updated"]
     assert (await admin.delete(f"/api/apps/{app_id}?purge=true")).status_code == 204
     assert [name for owner, name in engine.snapshots if owner == app_id] == []
+
+
+async def dry_run(client: httpx.AsyncClient, app_id: str, **body: Any) -> dict[str, Any]:
+    answer = await client.post(f"/api/apps/{app_id}/update?dry_run=true", json=body)
+    assert answer.status_code == 200, answer.text
+    plan: dict[str, Any] = answer.json()
+    return plan
+
+
+async def test_a_dry_run_says_what_an_update_would_do_and_does_nothing(
+    app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine
+) -> None:
+    made = await old_app(admin, engine)
+    app_id = made["id"]
+    engine.volume_bytes[app_id, "data"] = 5_000
+    engine.volume_bytes[app_id, "db"] = 700
+    await DiskMeter(app.database, runtime_of(app)).measure()
+    before, records = await show(admin, app_id), len(await audited(app, app_id))
+    plan = await dry_run(admin, app_id)
+    digests = {one["name"]: one["image_digest"] for one in made["services"]}
+    assert (plan["former_version"], plan["version"], plan["refusals"]) == ("1.0", "2.0", {})
+    assert (plan["recreated"], plan["removed"], plan["snapshot_bytes"]) == (["web"], [], 5_700)
+    assert plan["services"] == ["db", "web"]
+    assert plan["ports"] == made["ports"]
+    changes = {one["image"]: one for one in plan["image_changes"]}
+    assert changes.keys() == {"nginx:1.28", "postgres:17"}
+    assert changes["postgres:17"]["former_digest"] == changes["postgres:17"]["digest"] == digests["db"]
+    assert changes["nginx:1.28"]["former_digest"] is None
+    assert changes["nginx:1.28"]["digest"].startswith("sha256:")
+    same = await dry_run(admin, app_id, version="1.0")
+    assert (same["recreated"], same["removed"]) == ([], [])
+    engine.moved_tags["nginx:1.27"] = "sha256:" + "7" * 64
+    moved = await dry_run(admin, app_id, version="1.0")
+    assert moved["recreated"] == ["web"]
+    change = next(one for one in moved["image_changes"] if one["image"] == "nginx:1.27")
+    assert (change["former_digest"], change["digest"]) == (digests["web"], "sha256:" + "7" * 64)
+    engine.moved_tags.clear()
+    engine.unknown_images.add("nginx:1.28")
+    assert (await dry_run(admin, app_id))["refusals"].keys() == {"images.nginx:1.28"}
+    engine.go_down()
+    away = await dry_run(admin, app_id)
+    assert any("container engine" in one for one in away["notes"])
+    assert [one["digest"] for one in away["image_changes"]] == [None, None]
+    engine.come_back()
+    answer = await admin.post(f"/api/apps/{app_id}/update?dry_run=true", json={"version": "9.9"})
+    assert (answer.status_code, answer.json()["details"].keys()) == (422, {"version"})
+    assert await show(admin, app_id) == before
+    assert len(await audited(app, app_id)) == records
+    async with key_client(app, admin, ["apps:read"]) as reader:
+        assert (await reader.post(f"/api/apps/{app_id}/update?dry_run=true", json={})).status_code == 403
 
 
 async def test_a_moving_tag_changes_nothing_until_an_update_and_not_the_way_back(

@@ -38,7 +38,7 @@ async def join(app: RunningApp, panel: FakePanel) -> None:
         await store.put_link(session, **panel.link(app.settings.server.data_dir))
     line = line_of(app)
     await line.hang_up()
-    await panel.until(lambda: panel.lines and line.connected)
+    await panel.until(lambda: panel.lines and line.connected, seconds=60)
 
 
 @asynccontextmanager

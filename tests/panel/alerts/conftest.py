@@ -1,6 +1,5 @@
 """A tenant's fleet whose clock, values and heartbeats a test sets, and evaluations as of that clock."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
@@ -19,37 +18,14 @@ from quazzar.panel.alerts.process import Watch
 from quazzar.panel.alerts.rules import AlertRuleService
 from quazzar.panel.alerts.schemas import AlertRuleCreate, AlertRuleUpdate
 from quazzar.panel.alerts.service import AlertService
-from quazzar.panel.fleet import store as fleet
 from quazzar.panel.fleet.models import FleetInstance, FleetPresence
 from quazzar.settings import Settings
 from tests.factories.accounts import make_member
+from tests.factories.panel import make_instance
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
+LATE = START + timedelta(days=90)
 STEP = 15
-
-
-async def add_instance(database: Database, tenant_id: str, name: str = "berlin-1", **values: Any) -> str:
-    """An instance that was heard just now."""
-    instance_id = new_id("inst")
-    facts = {
-        "name": name,
-        "status": "online",
-        "tags": [],
-        "version": "0.1.0",
-        "hostname": name,
-        "os": "Linux",
-        "arch": "x86_64",
-        "cpu_cores": 4,
-        "memory_bytes": 8 * 10**9,
-        "disk_bytes": 10**11,
-        "machine_id": instance_id,
-        "public_key_hash": b"",
-        "certificate_serial": "1",
-        "certificate_expires_at": START + timedelta(days=90),
-    }
-    async with database.begin(tenant=tenant_id) as session:
-        await fleet.add_instance(session, tenant_id, id=instance_id, **facts | values)
-    return instance_id
 
 
 class Lab:
@@ -71,8 +47,9 @@ class Lab:
         """As another process would have one."""
         return Watch(self.database, self.settings, lambda: "https://panel.example.com", every_seconds=0)
 
-    async def instance(self, name: str = "berlin-1", *, values: Mapping[str, Any] = {}, **measured: float) -> str:
-        made = await add_instance(self.database, self.tenant_id, name, **{"created_at": self.now, **values})
+    async def instance(self, name: str = "berlin-1", *, values: dict[str, Any] | None = None, **measured: float) -> str:
+        usual = {"name": name, "status": "online", "created_at": self.now, "certificate_expires_at": LATE}
+        made = await make_instance(self.database, self.tenant_id, **usual | (values or {}))
         self.values[made] = dict(measured)
         return made
 

@@ -18,7 +18,8 @@ from quazzar.panel.alerts.schemas import AlertMute
 from quazzar.panel.fleet.service import revoke
 from quazzar.panel.tenants import store as tenants
 from tests.factories.accounts import make_member
-from tests.panel.alerts.conftest import START, Lab, add_instance
+from tests.factories.panel import make_instance
+from tests.panel.alerts.conftest import START, Lab
 
 
 async def test_a_value_must_be_beyond_its_limit_for_as_long_as_the_rule_says(lab: Lab) -> None:
@@ -375,7 +376,7 @@ async def test_an_evaluation_that_dies_leaves_everything_as_it_was(lab: Lab, mon
 async def test_one_tenant_that_fails_holds_up_no_other(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     other = await make_member(lab.database)
     assert other.tenant_id is not None
-    await add_instance(lab.database, other.tenant_id, certificate_expires_at=START)
+    await make_instance(lab.database, other.tenant_id, certificate_expires_at=START)
     await lab.rule()
     await lab.instance(disk_percent=95)
     await lab.heard()

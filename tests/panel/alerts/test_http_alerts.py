@@ -224,7 +224,7 @@ async def test_the_summary_counts_what_is_not_over(client: httpx.AsyncClient, la
         assert (await client.delete(f"/panel/api/fleet/instances/{each}", headers=owner)).status_code == 204
     assert (await client.get(SUMMARY, headers=owner)).json()["alerts"] == {"critical": 0, "warning": 0, "info": 0}
     left = await listed(client, owner, "&severity=critical")
-    assert {alert["resolved_reason"] for alert in left} == {"The instance left the fleet"}
+    assert {alert["resolved_reason"] for alert in left} == {"The instance left the fleet, or joined anew"}
     assert (await client.delete(f"/panel/api/fleet/instances/{one}", headers=owner)).status_code == 204
     ended = await listed(client, owner, "&severity=critical")
     assert {alert["instance_id"] for alert in ended} == {None, other}

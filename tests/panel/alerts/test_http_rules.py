@@ -14,7 +14,7 @@ from quazzar.panel.alerts import rules
 from quazzar.panel.alerts.defaults import DEFAULTS
 from tests.conftest import RunningApp
 from tests.factories.accounts import MadeUser, headers_of, make_colleague, make_member
-from tests.panel.alerts.conftest import add_instance
+from tests.factories.panel import make_instance
 
 RULES = "/panel/api/fleet/alert-rules"
 CHANNELS = "/panel/api/notification-channels"
@@ -74,7 +74,7 @@ async def test_create_show_change_delete(
     client: httpx.AsyncClient, database: Database, ada: MadeUser, owner: Headers
 ) -> None:
     assert ada.tenant_id is not None
-    instance = await add_instance(database, ada.tenant_id)
+    instance = await make_instance(database, ada.tenant_id)
     channel = (
         await client.post(CHANNELS, json={"kind": "email", "name": "ops", "to": ["ops@example.com"]}, headers=owner)
     ).json()["id"]
@@ -243,7 +243,7 @@ async def test_foreign_rules_instances_groups_and_channels_do_not_exist(
         assert foreign.json() | {"request_id": ""} == unknown.json() | {"request_id": ""}
     assert made["id"] not in {rule["id"] for rule in (await client.get(RULES, headers=eve)).json()}
     assert ada.tenant_id is not None
-    instance = await add_instance(database, ada.tenant_id)
+    instance = await make_instance(database, ada.tenant_id)
     group = (await client.post("/panel/api/fleet/groups", json={"name": new_id("x")}, headers=owner)).json()["id"]
     hook = {"kind": "webhook", "name": new_id("x"), "url": "https://hooks.example.com/x"}
     channel = (await client.post(CHANNELS, json=hook, headers=owner)).json()["id"]

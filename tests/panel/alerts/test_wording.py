@@ -7,15 +7,10 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from quazzar.link.metrics import HOST_METRICS
 from quazzar.panel.alerts.judging import Change
-from quazzar.panel.alerts.schemas import HostMetric, Metric
+from quazzar.panel.alerts.schemas import Metric
 from quazzar.panel.alerts.wording import duration, label, notification_of, reason_of
 from tests.panel.alerts.conftest import START
-
-
-def test_what_may_be_watched_is_what_instances_measure() -> None:
-    assert get_args(HostMetric) == HOST_METRICS
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Photograph:
     """What a tenant has, row by row, seen past all walls."""
 
     # What is noted whether a call is refused or not, and what the process does by itself.
-    _ASIDE: Final = {"sessions", "webhook_lanes"}
+    _ASIDE: Final = {"sessions", "webhook_lanes", "alert_turns"}
 
     def __init__(self, urls: DatabaseUrls) -> None:
         self._url = superuser(urls)

@@ -1,6 +1,7 @@
 """The promise of a container runtime: whole apps in, the engine's truth out."""
 
 import hashlib
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, Protocol
@@ -9,7 +10,7 @@ import msgspec
 
 from quazzar.core.errors import Unavailable
 from quazzar.core.secret import Secret
-from quazzar.instance.apps.spec import AppSpec, AttachmentSpec, ServiceSpec
+from quazzar.instance.apps.spec import AppSpec, AttachmentSpec, DependencySpec, ServiceSpec
 
 LINE_LIMIT_BYTES = 64 * 1024
 
@@ -96,6 +97,19 @@ class RuntimeInfo(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     api_version: str
     capabilities: frozenset[str] = frozenset()
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine of the engine has; None for what can't be known from here, as the disk of another machine.
+
+    `data_root` is the folder of the engine's data where it can be seen from here.
+    """
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk_free_bytes: int | None = None
+    data_root: str | None = None
 
 
 class ServiceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +202,80 @@ class RuntimeEvent(msgspec.Struct, frozen=True, kw_only=True):
     health: Health | None = None
 
 
+class AdoptedContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """A container that is a service's, with what a driver would note on it when it makes one."""
+
+    service: str
+    digest: str
+    order: int
+    depends_on: tuple[DependencySpec, ...]
+    image: str
+
+
+class AdoptedNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    engine_name: str
+
+
+class AdoptedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """`name` is the app's own; the labels are those that the volume has, by which it is known again."""
+
+    name: str
+    labels: dict[str, str] = {}
+
+
+class Adoption(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a Compose project became an app's as it was: containers and networks by id, volumes by their name.
+
+    The engine can't tell it, so it is kept outside of it.
+    """
+
+    project: str
+    containers: dict[str, AdoptedContainer]
+    networks: dict[str, AdoptedNetwork] = {}
+    volumes: dict[str, AdoptedVolume] = {}
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """A Compose project as it is on an engine, in Compose's own words, so that the one validator can judge it.
+
+    `containers` maps a service to its container's id and name, `states` and `ports` tell them as those of an app,
+    `images` the name of an image to the digest (or id) of what runs. `problems` are what can't be said in Compose's
+    words, by place. `taken` says that it is an app's.
+    """
+
+    name: str
+    compose: dict[str, Any]
+    containers: dict[str, tuple[str, str]]
+    states: dict[str, ServiceState]
+    ports: tuple[PortState, ...]
+    images: dict[str, str]
+    networks: dict[str, AdoptedNetwork]
+    volumes: dict[str, AdoptedVolume]
+    problems: dict[str, str]
+    taken: bool = False
+
+    def state(self, spec: AppSpec) -> AppState:
+        """What the engine holds of an app of that spec that is made of it."""
+        volumes = sorted(volume.name for volume in self.volumes.values())
+        services = tuple(self.states[service.name] for service in spec.services)
+        return AppState(app_id=spec.app_id, services=services, ports=self.ports, volumes=tuple(volumes))
+
+    def adoption(self, spec: AppSpec) -> Adoption:
+        """What an app of that spec has of it: its containers count as made from their parts of the spec."""
+        containers = {
+            self.containers[service.name][0]: AdoptedContainer(
+                service=service.name,
+                digest=service_digest(spec, service),
+                order=order,
+                depends_on=service.depends_on,
+                image=service.image,
+            )
+            for order, service in enumerate(spec.services)
+        }
+        return Adoption(project=self.name, containers=containers, networks=self.networks, volumes=self.volumes)
+
+
 DEFAULT_SHELL: Final = ("sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash; exec sh")
 """What a terminal runs when nothing is named: the better shell of the image, which has to have one."""
 
@@ -233,6 +321,12 @@ class Runtime(Protocol):
 
     async def info(self) -> RuntimeInfo:
         """The engine's own word on itself; the cheap check whether it is there."""
+
+    async def machine(self) -> Machine:
+        """What there is for all apps together."""
+
+    async def present(self, spec: AppSpec) -> Mapping[str, str | None]:
+        """Image → the digest of what is there under its name (or its id where it came from no registry), else None."""
 
     async def pull(
         self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
@@ -357,8 +451,17 @@ class Runtime(Protocol):
     async def snapshots(self, app_id: str) -> Sequence[str]:
         """The names of all snapshots of the app, also of those that are not whole."""
 
+    async def tidy(self) -> None:
+        """Remove what copies of data that were broken off have left besides the data; a copy in progress goes on."""
+
     async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
         """Make copies of all volumes of one app the volumes of another, of which no container is there yet."""
+
+    async def image_folders(self, spec: AppSpec) -> Mapping[str, Mapping[str, str]]:
+        """Service → volume → path, of the volumes that `up` makes for folders that an image declares as its data.
+
+        Of images that are not present nothing is told.
+        """
 
     def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
         """The volume as a tar, uncompressed, in chunks of any size.
@@ -376,6 +479,22 @@ class Runtime(Protocol):
         again.
         """
 
+    async def survey(self, project: str) -> Project | None:
+        """A Compose project that is on the engine, known by Compose's own labels; None when there is none.
+
+        Nothing is changed. Raises `RuntimeFailure` with the code `unsupported` where no such thing can be taken over.
+        """
+
+    def own(self, app_id: str, adoption: Adoption) -> None:
+        """From now on these objects are the app's as if they carried its labels; what is not there (any more) is not.
+
+        It holds until `disown` or the end of the process. Containers that are made anew are labelled as any; volumes
+        and networks keep their names.
+        """
+
+    def disown(self, app_id: str) -> None:
+        """Forget what `own` said of an app; for one that it never said anything of, nothing."""
+
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
         """`count` TCP host ports that nothing listens on now, outside `avoid`."""
 
@@ -383,9 +502,20 @@ class Runtime(Protocol):
         """Release connections; the containers run on."""
 
 
+def free_bytes(folder: str) -> int | None:
+    """What a process without rights can still write where `folder` is; None when that can't be seen."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
 def attachments(spec: AppSpec, service: ServiceSpec) -> tuple[AttachmentSpec, ...]:
-    """The networks that a service is on: those that it names, else the app's network `default`, if there is one."""
-    if service.networks:
+    """The networks that a service is on: those that it names, else the app's network `default`, if there is one.
+
+    One that is on the host's own is on none.
+    """
+    if service.networks or service.host.network:
         return service.networks
     return tuple(AttachmentSpec(network=one.name) for one in spec.networks if one.name == "default")
 

@@ -2,25 +2,42 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
+from quazzar.instance.apps.host_paths import host_path
 from quazzar.instance.apps.images import pinned, registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     DEFAULT_SHELL,
+    Adoption,
     AppState,
     DependencyFailed,
     DiskUse,
+    ImageNotFound,
     LogLine,
+    Machine,
+    Project,
     Reading,
     RegistryLogin,
     Report,
@@ -29,10 +46,12 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeInfo,
     RuntimeUnavailable,
     ServiceStats,
+    free_bytes,
     service_digest,
 )
 from quazzar.instance.apps.runtimes.configs import DockerConfig
 from quazzar.instance.apps.runtimes.engine import objects
+from quazzar.instance.apps.runtimes.engine.adopted import Adopted
 from quazzar.instance.apps.runtimes.engine.connection import CHANGE_SECONDS, HEAVY_SECONDS, Engine, engine_url
 from quazzar.instance.apps.runtimes.engine.containers import delete_container
 from quazzar.instance.apps.runtimes.engine.execution import (
@@ -45,6 +64,7 @@ from quazzar.instance.apps.runtimes.engine.failures import Gone, Taken
 from quazzar.instance.apps.runtimes.engine.images import Images, messages
 from quazzar.instance.apps.runtimes.engine.logs import Followed, Follower, Line, Memory, merged, read_lines
 from quazzar.instance.apps.runtimes.engine.objects import Held
+from quazzar.instance.apps.runtimes.engine.projects import survey
 from quazzar.instance.apps.runtimes.engine.volumes import Volumes
 from quazzar.instance.apps.spec import AppSpec, DependencySpec, FileSpec, NetworkSpec, ServiceSpec
 
@@ -59,6 +79,7 @@ _LOG_SILENCE_SECONDS: Final = 20.0
 _CACHED: Final = 1024
 _SAMPLES_APART_SECONDS: Final = 0.5
 _SAMPLE_FRESH_SECONDS: Final = 15.0
+_PID_MAX: Final = Path("/proc/sys/kernel/pid_max")
 _PORTS: Final = range(20000, 32768)
 """Below the range that Linux hands out for outgoing connections."""
 
@@ -74,8 +95,10 @@ class DockerRuntime:
 
     def __init__(self, config: DockerConfig) -> None:
         self._engine = Engine(engine_url(config.host))
+        self._denied = config.denied
         self._images = Images(self._engine)
-        self._volumes = Volumes(self._engine)
+        self._adopted = Adopted()
+        self._volumes = Volumes(self._engine, self._adopted)
         self._samples: OrderedDict[str, tuple[objects.Sample, float]] = OrderedDict()
 
     async def info(self) -> RuntimeInfo:
@@ -89,6 +112,22 @@ class DockerRuntime:
 
     async def close(self) -> None:
         await self._engine.close()
+
+    async def machine(self) -> Machine:
+        info = await self._engine.ask("GET", "info")
+        # What the kernel and the disk have can be seen from here only where the engine runs here.
+        root = str(info.get("DockerRootDir") or "") if self._engine.is_local else ""
+        free = await asyncio.to_thread(free_bytes, root) if root else None
+        return Machine(
+            memory_bytes=int(info.get("MemTotal") or 0) or None,
+            cpus=float(info.get("NCPU") or 0) or None,
+            pids=await asyncio.to_thread(_most_pids) if self._engine.is_local else None,
+            disk_free_bytes=free,
+            data_root=root if free is not None else None,
+        )
+
+    async def present(self, spec: AppSpec) -> Mapping[str, str | None]:
+        return {one.image: await self._images.digest(one.image, one.digest) for one in spec.services}
 
     async def pull(
         self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
@@ -118,11 +157,12 @@ class DockerRuntime:
 
     async def up(self, spec: AppSpec, report: Report) -> None:
         await report(0, "Looking at what is there")
+        await self._check_binds(spec)
         present = await self._held(spec.app_id)
         digests = {service.name: service_digest(spec, service) for service in spec.services}
         networks = await self._networks(spec.app_id)
         # A container can't be started without a network that it was made with.
-        whole = {service.name for service in spec.services if _is_whole(spec, service, networks)}
+        whole = {service.name for service in spec.services if self._is_whole(spec, service, networks)}
         kept = plan.kept((one for one in present if one.state.name in whole), digests)
         # Before anything is stopped: an app must not go down for an update that can't come up.
         images = {
@@ -185,12 +225,15 @@ class DockerRuntime:
             await self._stop(await self._held(app_id))
         await self._clear(app_id, keep=set())
         for network in await self._networks(app_id):
-            await self._remove_network(network["Id"])
+            with _left_to_its_users(adopted=bool(self._adopted.network(network["Id"]))):
+                await self._remove_network(network["Id"])
         if not keep_volumes:
             for snapshot in await self.snapshots(app_id):
                 await self.discard(app_id, snapshot)
+            adopted = self._adopted.volume_names(app_id)
             for volume in await self._volumes.find(app_id, objects.VOLUME):
-                await self._volumes.remove(volume["Name"])
+                with _left_to_its_users(adopted=volume["Name"] in adopted):
+                    await self._volumes.remove(volume["Name"])
 
     async def snapshot(self, app_id: str, name: str, report: Report) -> None:
         await self._volumes.snapshot(app_id, name, report)
@@ -207,8 +250,19 @@ class DockerRuntime:
     async def snapshots(self, app_id: str) -> Sequence[str]:
         return await self._volumes.snapshots(app_id)
 
+    async def tidy(self) -> None:
+        await self._volumes.close_doors()
+
     async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
         await self._volumes.clone(source_app_id, target.app_id, report)
+
+    async def image_folders(self, spec: AppSpec) -> Mapping[str, Mapping[str, str]]:
+        found: dict[str, Mapping[str, str]] = {}
+        for service in spec.services:
+            with contextlib.suppress(ImageNotFound):
+                _, image = await self._images.resolve(service.image, service.digest, service=service.name)
+                found[service.name] = objects.image_volumes(service, image)
+        return found
 
     def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
         return self._volumes.read(app_id, volume)
@@ -287,13 +341,14 @@ class DockerRuntime:
 
     async def measure_disks(self) -> Sequence[DiskUse]:
         async with self._engine.call(HEAVY_SECONDS) as client:
-            return objects.disk_use(await client._query_json("system/df"))  # noqa: SLF001 - the library has no door
+            told = await client._query_json("system/df")  # noqa: SLF001 - the library has no door
+        for section, kind in (("Volumes", "volume"), ("Containers", "container")):
+            told[section] = [*(told.get(section) or ()), *self._adopted.labelled(told.get(section) or (), None, kind)]
+        return objects.disk_use(told)
 
     async def measure(self) -> Sequence[Reading]:
-        found = objects.filters(None, objects.SERVICE) | {"status": ["running", "paused"]}
-        async with self._engine.call() as client:
-            running = await client.containers.list(filters=_json(found))
-        summaries = [one._container for one in running if one._container["Labels"].get(objects.SERVICE)]  # noqa: SLF001
+        running = await self._containers(None, objects.SERVICE, status=["running", "paused"])
+        summaries = [one for one in running if one["Labels"].get(objects.SERVICE)]
         readings = await _all((self._reading(one) for one in summaries), at_once=_MEASURED_AT_ONCE)
         return [one for one in readings if one is not None]
 
@@ -304,7 +359,8 @@ class DockerRuntime:
         return None
 
     async def events(self, *, since: datetime | None = None) -> AsyncGenerator[RuntimeEvent, None]:
-        params = {"filters": _json({"type": ["container"], **objects.filters(None, objects.SERVICE)})}
+        # Of all containers, since an adopted one carries no label of ours: whose they are is looked at here.
+        params = {"filters": _json({"type": ["container"], "event": objects.EVENTS})}
         if (start := _nanoseconds(since)) is not None:
             params["since"] = _engine_time(start)
         async with contextlib.aclosing(messages(self._engine.chunks("GET", "events", params=params))) as told:
@@ -320,8 +376,20 @@ class DockerRuntime:
                 finally:
                     following.cancel()
                     await asyncio.gather(following, return_exceptions=True)
-                if (event := objects.event(message)) is not None:
+                if (event := objects.event(message, self._adopted_labels(message))) is not None:
                     yield event
+
+    def _adopted_labels(self, message: Mapping[str, Any]) -> Mapping[str, str]:
+        return self._adopted.container((message.get("Actor") or {}).get("ID", ""))
+
+    async def survey(self, project: str) -> Project | None:
+        return await survey(self._engine, self._images, project)
+
+    def own(self, app_id: str, adoption: Adoption) -> None:
+        self._adopted.own(app_id, adoption)
+
+    def disown(self, app_id: str) -> None:
+        self._adopted.disown(app_id)
 
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
         async with self._engine.call() as client:
@@ -349,10 +417,19 @@ class DockerRuntime:
     def _is_right(held: Held, once: set[str]) -> bool:
         return plan.is_right(held, once)
 
-    async def _containers(self, app_id: str | None) -> list[dict[str, Any]]:
-        """Summaries of our containers, also of those that only carry files."""
+    async def _containers(
+        self, app_id: str | None, key: str | None = None, *, status: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Summaries of our containers, also of those that only carry files; those with a label `key`, in a status."""
+        more = {"status": list(status)} if status else {}
+        found = await self._listed(objects.filters(app_id, key) | more)
+        if (adopted := self._adopted.filters(app_id)) is not None:
+            found += self._adopted.labelled(await self._listed(adopted | more), app_id, "container")
+        return found
+
+    async def _listed(self, filters: Mapping[str, list[str]]) -> list[dict[str, Any]]:
         async with self._engine.call() as client:
-            listed = await client.containers.list(all=True, filters=_json(objects.filters(app_id)))
+            listed = await client.containers.list(all=True, filters=_json(filters))
         return [one._container for one in listed]  # noqa: SLF001 - the summary has no other door
 
     async def _held(self, app_id: str | None) -> list[Held]:
@@ -381,6 +458,8 @@ class DockerRuntime:
                 inspected = await client.containers.container(container_id).show()
         except Gone:
             return None
+        config = inspected["Config"]
+        config["Labels"] = {**(config.get("Labels") or {}), **self._adopted.container(inspected["Id"])}
         digest = await self._images.digest_of(inspected["Image"], inspected["Config"]["Image"])
         try:
             return objects.held(inspected, image_digest=digest)
@@ -389,7 +468,10 @@ class DockerRuntime:
 
     async def _networks(self, app_id: str | None) -> list[dict[str, Any]]:
         async with self._engine.call() as client:
-            return await client.networks.list(filters=objects.filters(app_id, objects.NETWORK))
+            found = await client.networks.list(filters=objects.filters(app_id, objects.NETWORK))
+            if (adopted := self._adopted.filters(app_id)) is not None:
+                found += self._adopted.labelled(await client.networks.list(filters=adopted), app_id, "network")
+        return found
 
     async def _states(self, app_id: str | None) -> list[AppState]:
         held = await self._held(app_id)
@@ -414,9 +496,32 @@ class DockerRuntime:
 
     # Making
 
+    def _is_whole(self, spec: AppSpec, service: ServiceSpec, networks: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether all networks of a service are there as the spec wants them."""
+        wanted = {self._adopted.network_name(spec.app_id, one.name): one for one in spec.networks}
+        right = {one["Name"] for one in networks if _fits(one, wanted.get(one["Name"]))}
+        return right.issuperset(objects.endpoints(spec, service, self._adopted.network_name))
+
+    async def _check_binds(self, spec: AppSpec) -> None:
+        """Raises `RuntimeFailure` for a folder of the host that is none to be mounted, wherever its name leads to."""
+        binds = [(service.name, one) for service in spec.services for one in service.host.binds]
+        if not binds:
+            return
+        root = (await self.machine()).data_root
+        denied = (*self._denied, *((root,) if root is not None else ()))
+        for service, bind in binds:
+            try:
+                # Another machine's folders, or those outside of the container that we are in, can't be looked at.
+                path = await asyncio.to_thread(os.path.realpath, bind.source) if root is not None else bind.source
+                if host_path(path, denied=denied) != bind.source:
+                    raise ValueError("must not lead through a link")
+            except ValueError as error:
+                reason = f"The folder {bind.source} of the host can't be mounted: it {error}"
+                raise RuntimeFailure(reason, code="host_path_refused", service=service) from None
+
     async def _make_networks(self, spec: AppSpec, networks: Sequence[Mapping[str, Any]]) -> None:
         """The spec's networks and only these; one that differs is made anew, which nothing is attached to by now."""
-        wanted = {objects.engine_name(spec.app_id, one.name): one for one in spec.networks}
+        wanted = {self._adopted.network_name(spec.app_id, one.name): one for one in spec.networks}
         right = {one["Name"] for one in networks if _fits(one, wanted.get(one["Name"]))}
         for network in networks:
             if network["Name"] not in right:
@@ -443,25 +548,23 @@ class DockerRuntime:
         return {*spec.volumes, *mounted, *present}
 
     async def _make_volume(self, app_id: str, name: str, labels: Mapping[str, str]) -> str:
-        return await self._volumes.make(app_id, objects.engine_name(app_id, name), labels)
+        return await self._volumes.make(app_id, self._adopted.volume_name(app_id, name), labels)
 
     async def _mounts(
         self, spec: AppSpec, service: ServiceSpec, volumes: set[str], image: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Volumes of the spec, and of folders that the image declares as data."""
-        mounts = [
-            objects.volume_mount(objects.engine_name(spec.app_id, one.volume), one.target, read_only=one.read_only)
+        mounts = objects.bind_mounts(service) + [
+            objects.volume_mount(
+                self._adopted.volume_name(spec.app_id, one.volume), one.target, read_only=one.read_only
+            )
             for one in service.mounts
         ]
-        taken = {one.target.rstrip("/") for one in service.mounts} | {one.target.rstrip("/") for one in service.tmpfs}
-        for path in sorted((image.get("Config") or {}).get("Volumes") or ()):
-            if path.rstrip("/") in taken:
-                continue
+        for name, path in objects.image_volumes(service, image).items():
             # Left to the engine these would be nameless: lost at the next update, and never cleaned up.
-            name = f"image-{service.name}-{sha256(path.encode()).hexdigest()[:8]}"
             if name not in volumes:
                 await self._make_volume(spec.app_id, name, {objects.VOLUME: name})
-            mounts.append(objects.volume_mount(objects.engine_name(spec.app_id, name), path))
+            mounts.append(objects.volume_mount(self._adopted.volume_name(spec.app_id, name), path))
         return mounts
 
     async def _file_mounts(
@@ -514,9 +617,9 @@ class DockerRuntime:
         """What runs the service, not started yet; gives its id. `image` is the engine's word on its image."""
         mounts = mounts + await self._file_mounts(spec, service, mounts)
         config = objects.container_config(service, container_labels=labels, volumes=mounts, runs_once=runs_once)
-        endpoints = list(objects.endpoints(spec, service).items())
+        endpoints = list(objects.endpoints(spec, service, self._adopted.network_name).items())
         first, others = endpoints[:1], endpoints[1:]
-        config["HostConfig"]["NetworkMode"] = first[0][0] if first else "none"
+        config["HostConfig"]["NetworkMode"] = first[0][0] if first else "host" if service.host.network else "none"
         # Engines before API 1.44 take one network here; the others are added before the start.
         config["NetworkingConfig"] = {"EndpointsConfig": dict(first)}
         container_id = await self._create_named(config, objects.container_names(spec, service), service.name)
@@ -603,11 +706,16 @@ class DockerRuntime:
     async def _clear(self, app_id: str, *, keep: set[str]) -> None:
         """Delete the app's containers but those of `keep`, and the volumes of files that none of these mounts."""
         present = await self._containers(app_id)
-        await _all(delete_container(self._engine, one["Id"]) for one in present if one["Id"] not in keep)
+        await _all(self._delete(one["Id"]) for one in present if one["Id"] not in keep)
         mounted = {mount.get("Name") for one in present if one["Id"] in keep for mount in one.get("Mounts") or ()}
         for volume in await self._volumes.find(app_id, objects.FILES):
             if volume["Name"] not in mounted:
                 await self._volumes.remove(volume["Name"])
+
+    async def _delete(self, container_id: str) -> None:
+        # What was nameless of an adopted container is a volume of the app.
+        is_ours = not self._adopted.container(container_id)
+        await delete_container(self._engine, container_id, nameless_volumes=is_ours)
 
     async def _remove_network(self, network_id: str) -> None:
         with contextlib.suppress(Gone):
@@ -705,11 +813,14 @@ def _fits(network: Mapping[str, Any], wanted: NetworkSpec | None) -> bool:
     return wanted is not None and bool(network.get("Internal")) == wanted.internal
 
 
-def _is_whole(spec: AppSpec, service: ServiceSpec, networks: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all networks of a service are there as the spec wants them."""
-    wanted = {objects.engine_name(spec.app_id, one.name): one for one in spec.networks}
-    right = {one["Name"] for one in networks if _fits(one, wanted.get(one["Name"]))}
-    return right.issuperset(objects.endpoints(spec, service))
+@contextlib.contextmanager
+def _left_to_its_users(*, adopted: bool) -> Iterator[None]:
+    """What is adopted and in use by others, for Compose has made its project anew beside us, stays theirs."""
+    try:
+        yield
+    except RuntimeFailure as failure:
+        if not adopted or failure.code not in {"network_in_use", "volume_in_use"}:
+            raise
 
 
 def _is_paused(held: Held | None) -> bool:
@@ -729,6 +840,14 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, T]], *, at_once: int = _
         if isinstance(result, BaseException):
             raise result
     return [result for result in results if not isinstance(result, BaseException)]
+
+
+def _most_pids() -> int | None:
+    """How many processes the kernel runs at once."""
+    try:
+        return int(_PID_MAX.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _is_free(port: int) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -23,6 +23,9 @@ from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     DEFAULT_SHELL,
     VOLUME_ROOT,
+    AdoptedNetwork,
+    AdoptedVolume,
+    Adoption,
     AppState,
     DependencyFailed,
     DiskUse,
@@ -30,8 +33,10 @@ from quazzar.instance.apps.runtimes.base import (
     ImageNotFound,
     LoginRefused,
     LogLine,
+    Machine,
     PortInUse,
     PortState,
+    Project,
     Reading,
     RegistryLogin,
     Report,
@@ -167,6 +172,10 @@ class MemoryEngine:
         self.calls: list[str] = []
         """Every step that was reached, in order: `list`, `pull:IMAGE`, `create:SERVICE`, `start:SERVICE`, …"""
         self.is_down = False
+        self.projects: dict[str, Project] = {}
+        """Compose projects by name, see `compose_up`."""
+        self.machine = Machine()
+        """What there is for apps; nothing of it is known where it is not told."""
         self.volume_bytes: dict[tuple[str, str], int] = {}
         """What lies in a volume, by app and name; nothing where it is not told."""
         self.executions: dict[str, MemoryExecution] = {}
@@ -230,6 +239,35 @@ class MemoryEngine:
     def remove_behind_our_back(self, app_id: str, service: str) -> None:
         """What `docker rm -f` by hand does."""
         self.delete(self.container(app_id, service))
+
+    def compose_up(self, project: str, compose: dict[str, Any], **fields: Any) -> Project:
+        """What Compose would make of a file; `fields` are those of the `Project` that are told otherwise."""
+        containers = {}
+        for name, service in compose["services"].items():
+            made = Container(
+                app_id="",
+                service=ServiceSpec(name=name, image=service["image"]),
+                digest="",
+                order=0,
+                behaviour=self.behaviours.get(name) or Behaviour(),
+                image_digest=self.images.setdefault(service["image"], self.remote_digest(service["image"], None)),
+            )
+            self.create(made)
+            self.start(made)
+            containers[name] = (made.id, f"{project}-{name}-1")
+        found = Project(
+            name=project,
+            compose=compose,
+            containers=containers,
+            states={one.service.name: one.held().state for one in self.containers if one.id in _ids(containers)},
+            ports=(),
+            images={one["image"]: self.images[one["image"]] for one in compose["services"].values()},
+            networks={f"{project}-network": AdoptedNetwork(name="default", engine_name=f"{project}_default")},
+            volumes={f"{project}_{name}": AdoptedVolume(name=name) for name in compose.get("volumes", ())},
+            problems={},
+        )
+        self.projects[project] = msgspec.structs.replace(found, **fields)
+        return self.projects[project]
 
     # For the driver
 
@@ -403,6 +441,14 @@ class MemoryRuntime:
     async def close(self) -> None:
         return
 
+    async def machine(self) -> Machine:
+        await self.engine.reach("machine")
+        return self.engine.machine
+
+    async def present(self, spec: AppSpec) -> Mapping[str, str | None]:
+        await self.engine.reach("present")
+        return {one.image: self.engine.present(one.image, one.digest) for one in spec.services}
+
     async def pull(
         self, spec: AppSpec, report: Report, *, logins: Mapping[str, RegistryLogin] | None = None
     ) -> dict[str, str]:
@@ -524,6 +570,9 @@ class MemoryRuntime:
         await self.engine.reach("list")
         return sorted(name for owner, name in self.engine.snapshots if owner == app_id)
 
+    async def tidy(self) -> None:
+        await self.engine.reach("tidy")
+
     async def clone_volumes(self, source_app_id: str, target: AppSpec, report: Report) -> None:
         volumes = sorted(self.engine.volumes.get(source_app_id, ()))
         for index, volume in enumerate(volumes):
@@ -532,6 +581,10 @@ class MemoryRuntime:
             self.engine.volumes.setdefault(target.app_id, set()).add(volume)
             self.engine.contents[target.app_id, volume] = self._content(source_app_id, volume)
         await report(1, "Copied all data")
+
+    async def image_folders(self, spec: AppSpec) -> Mapping[str, Mapping[str, str]]:
+        await self.engine.reach("image_folders")
+        return {one.name: {} for one in spec.services if self.engine.present(one.image, one.digest) is not None}
 
     async def read_volume(self, app_id: str, volume: str) -> AsyncGenerator[bytes, None]:
         await self.engine.reach(f"read:{volume}")
@@ -666,6 +719,26 @@ class MemoryRuntime:
                 raise RuntimeUnavailable
             await changed.wait()
 
+    async def survey(self, project: str) -> Project | None:
+        await self.engine.reach("survey")
+        return self.engine.projects.get(project)
+
+    def own(self, app_id: str, adoption: Adoption) -> None:
+        for container in self.engine.containers:
+            if (one := adoption.containers.get(container.id)) is not None and container.app_id in {"", app_id}:
+                container.app_id, container.digest, container.order = app_id, one.digest, one.order
+                container.service = msgspec.structs.replace(container.service, depends_on=one.depends_on)
+                held = {volume.name for volume in adoption.volumes.values()}
+                self.engine.volumes.setdefault(app_id, set()).update(held)
+
+    def disown(self, app_id: str) -> None:
+        for container in self.engine.containers:
+            if container.app_id == app_id and container.id in self._adopted_ids():
+                container.app_id = ""
+
+    def _adopted_ids(self) -> set[str]:
+        return {one for project in self.engine.projects.values() for one in _ids(project.containers)}
+
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
         await self.engine.reach("list")
         free = [port for port in _PORTS if port not in avoid and port not in self.engine.held_ports()]
@@ -759,6 +832,10 @@ class MemoryRuntime:
                 await asyncio.sleep(_POLL_SECONDS)
                 continue
             raise DependencyFailed(f"“{service}” waits for “{wanted.service}”, which is not there", service=service)
+
+
+def _ids(containers: Mapping[str, tuple[str, str]]) -> set[str]:
+    return {one for one, _ in containers.values()}
 
 
 def _checked(content: bytes) -> bytes:

@@ -14,6 +14,7 @@ from quazzar.instance.apps.images import Image, registry_of
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     PortInUse,
+    Project,
     Reading,
     RegistryLogin,
     Report,
@@ -72,7 +73,7 @@ class SwarmRuntime(DockerRuntime):
     _network_driver: ClassVar = "overlay"
 
     def __init__(self, config: SwarmConfig) -> None:
-        super().__init__(DockerConfig(host=config.host))
+        super().__init__(DockerConfig(host=config.host, denied=config.denied))
         self._logins: dict[str, RegistryLogin] = {}
         self._node: tuple[Node, float] | None = None
 
@@ -148,6 +149,11 @@ class SwarmRuntime(DockerRuntime):
                         yield event
                 told = now
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def survey(self, project: str) -> Project | None:
+        raise RuntimeFailure(
+            f"“{project}” is made of containers, and a swarm runs services: import its file instead", code="unsupported"
+        )
 
     async def free_ports(self, count: int, *, avoid: frozenset[int] = frozenset()) -> list[int]:
         # All services, ours or not: only the numbers of the ports that they hold are looked at.

@@ -88,6 +88,10 @@ class Lab:
         """The registry gets another image under the name."""
         raise NotImplementedError
 
+    def project(self) -> str:
+        """The name of a Compose project that runs, with the services `a` and `b`, which has the volume `data`."""
+        raise NotImplementedError
+
     async def state(self, app_id: str) -> AppState:
         state = await self.runtime.get(app_id)
         assert state is not None
@@ -146,6 +150,11 @@ class MemoryLab(Lab):
 
     def move_tag(self, image: str) -> None:
         self.runtime.engine.moved_tags[image] = "sha256:" + secrets.token_hex(32)
+
+    def project(self) -> str:
+        services = {"a": {"image": IMAGE}, "b": {"image": IMAGE, "volumes": ["data:/data"]}}
+        name = f"p{new_id('t')[-8:]}"
+        return self.runtime.engine.compose_up(name, {"services": services, "volumes": {"data": {}}}).name
 
 
 class DockerLab(Lab):
@@ -215,6 +224,21 @@ class DockerLab(Lab):
         self.engine.import_busybox(other, files={"etc/mark": other.encode()})
         self.engine.push(other, image)
         self.engine.remove_image(image)
+
+    def project(self) -> str:
+        name = f"p{new_id('t')[-8:]}"
+        of_project = {"com.docker.compose.project": name}
+        network, volume = {"com.docker.compose.network": "default"}, {"com.docker.compose.volume": "data"}
+        body = {"Name": f"{name}_default", "Labels": of_project | network}
+        self.engine.ok("POST", "/networks/create", body=body)
+        self.engine.ok("POST", "/volumes/create", body={"Name": f"{name}_data", "Labels": of_project | volume})
+        for service, mounts in (("a", []), ("b", [f"{name}_data:/data"])):
+            labels = of_project | {"com.docker.compose.service": service}
+            host = {"NetworkMode": f"{name}_default", "Binds": mounts}
+            body = {"Image": IMAGE, "Cmd": ["sleep", "100000"], "Labels": labels, "HostConfig": host}
+            made = self.engine.ok("POST", "/containers/create", params={"name": f"{name}-{service}-1"}, body=body)
+            self.engine.ok("POST", f"/containers/{made['Id']}/start")
+        return name
 
 
 class SwarmLab(DockerLab):

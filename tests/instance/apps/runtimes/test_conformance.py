@@ -61,6 +61,19 @@ async def test_the_engine_says_what_it_is(lab: Lab) -> None:
     assert info.api_version
 
 
+async def test_what_is_there_is_told_before_anything_is_made(lab: Lab) -> None:
+    machine = await lab.runtime.machine()
+    if (await lab.runtime.info()).driver != "memory":
+        assert (machine.memory_bytes or 0) > 2**28
+        assert (machine.cpus or 0) >= 1
+        assert (machine.pids or 0) > 1000
+        assert (machine.disk_free_bytes or 0) > 0
+        assert machine.data_root is not None
+    spec = app_spec(lab.service("a"), lab.service("b", image=lab.unknown_image))
+    digests = await lab.runtime.pull(changed(spec, spec.services[0]), Progress())
+    assert await lab.runtime.present(spec) == {IMAGE: digests[IMAGE], lab.unknown_image: None}
+
+
 async def test_an_app_comes_up_and_is_told_whole(lab: Lab) -> None:
     port = free_port()
     spec = app_spec(
@@ -641,3 +654,64 @@ async def test_disks_are_measured_by_app_and_volume(lab: Lab) -> None:
     assert found.containers_bytes >= 0
     await lab.runtime.remove(spec.app_id, keep_volumes=False)
     assert spec.app_id not in {one.app_id for one in await lab.runtime.measure_disks()}
+
+
+async def test_a_project_is_owned_as_it_stands(lab: Lab) -> None:
+    if (await lab.runtime.info()).driver == "swarm":
+        with pytest.raises(RuntimeFailure) as caught:
+            await lab.runtime.survey("any")
+        assert caught.value.code == "unsupported"
+        return
+    assert await lab.runtime.survey("no-such-project") is None
+    project = await lab.runtime.survey(lab.project())
+    assert project is not None
+    assert (project.problems, project.taken) == ({}, False)
+    assert project.compose["services"].keys() == {"a", "b"}
+    assert {one.status for one in project.states.values()} == {"running"}
+    depends = (DependencySpec(service="a"),)
+    spec = app_spec(
+        ServiceSpec(name="a", image=IMAGE, command=("sleep", "100000")),
+        ServiceSpec(
+            name="b",
+            image=IMAGE,
+            command=("sleep", "100000"),
+            depends_on=depends,
+            mounts=(MountSpec(volume="data", target="/data"),),
+        ),
+        volumes=("data",),
+    )
+    assert await lab.runtime.get(spec.app_id) is None
+    for _ in range(2):
+        lab.runtime.own(spec.app_id, project.adoption(spec))
+    state = await lab.state(spec.app_id)
+    ids = {name: container_id for name, (container_id, _) in project.containers.items()}
+    assert {one.name: one.container_id for one in state.services} == ids
+    assert [one.name for one in state.services] == ["a", "b"]
+    assert state.volumes == ("data",)
+    assert state in list(await lab.runtime.find())
+    await lab.runtime.up(spec, Progress())
+    await lab.runtime.stop(spec.app_id)
+    assert {one.status for one in (await lab.state(spec.app_id)).services} == {"exited"}
+    await lab.runtime.start(spec.app_id)
+    assert {one.name: one.container_id for one in (await lab.state(spec.app_id)).services} == ids
+    assert {one.name for one in await lab.runtime.stats(spec.app_id)} == {"a", "b"}
+    assert {one.service for one in await lab.runtime.measure() if one.app_id == spec.app_id} == {"a", "b"}
+    [used] = [one for one in await lab.runtime.measure_disks() if one.app_id == spec.app_id]
+    assert used.volumes.keys() == {"data"}
+    began = datetime.now(UTC)
+    await lab.runtime.stop(spec.app_id)
+    async with asyncio.timeout(15), contextlib.aclosing(lab.runtime.events(since=began)) as stream:
+        async for event in stream:
+            if (event.app_id, event.service, event.action) == (spec.app_id, "a", "stop"):
+                break
+    # What changes is made anew as any container, over the same volume.
+    other = changed(spec, spec.services[0], msgspec.structs.replace(spec.services[1], environment={"X": "1"}))
+    await lab.runtime.up(other, Progress())
+    after = {one.name: one.container_id for one in (await lab.state(spec.app_id)).services}
+    assert (after["a"], after["b"] == ids["b"]) == (ids["a"], False)
+    assert (await lab.state(spec.app_id)).volumes == ("data",)
+    await lab.runtime.remove(spec.app_id, keep_volumes=False)
+    assert await lab.runtime.get(spec.app_id) is None
+    lab.runtime.disown(spec.app_id)
+    lab.runtime.disown(spec.app_id)
+    assert await lab.runtime.survey(project.name) is None or (await lab.runtime.info()).driver == "memory"

@@ -1,6 +1,7 @@
 """The pure parts of the Engine API: lines, numbers, names and refusals, against recorded and made-up answers."""
 
 import itertools
+from collections.abc import AsyncGenerator
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from quazzar.instance.apps.runtimes import DockerConfig, MemoryConfig, RuntimeCo
 from quazzar.instance.apps.runtimes.base import LINE_LIMIT_BYTES, RuntimeFailure, RuntimeUnavailable, service_digest
 from quazzar.instance.apps.runtimes.engine.failures import failure
 from quazzar.instance.apps.runtimes.engine.images import _Layers
-from quazzar.instance.apps.runtimes.engine.logs import Line, LineReader, Memory
+from quazzar.instance.apps.runtimes.engine.logs import Line, LineReader, Memory, merged
 from quazzar.instance.apps.runtimes.engine.objects import Sample, cpu_percent, sample, service_stats
 from quazzar.instance.apps.runtimes.memory import MemoryRuntime
 from quazzar.instance.apps.spec import AppSpec, NetworkSpec, RestartSpec, ServiceSpec
@@ -34,6 +35,21 @@ def read(data: bytes, cuts: list[int], *, tty: bool = False) -> list[Line]:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     lines = [line for a, b in itertools.pairwise(edges) for line in reader.feed(data[a:b])]
     return lines + reader.finish()
+
+
+@given(times=st.lists(st.lists(st.integers(0, 40), max_size=60), min_size=1, max_size=3))
+async def test_lines_are_merged_by_time_though_a_container_s_streams_overtake_each_other(
+    times: list[list[int]],
+) -> None:
+    async def told(key: int, base: list[int]) -> AsyncGenerator[Line, None]:
+        for at, jitter in enumerate(base):
+            # As an engine writes it down: a line comes after another of at most a few lines later.
+            yield Line(at * 10 + jitter, "stdout", f"{key}-{at}")
+
+    sources = [(str(key), told(key, base)) for key, base in enumerate(times)]
+    found = [line async for _, line in merged(sources)]
+    assert [line.at for line in found] == sorted(line.at for line in found)
+    assert len(found) == sum(map(len, times))
 
 
 @given(

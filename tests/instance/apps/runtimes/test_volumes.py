@@ -371,6 +371,25 @@ async def test_what_a_killed_process_left_is_in_nobodys_way(docker: DockerLab) -
 
 
 @pytest.mark.component("docker")
+async def test_tidying_takes_what_was_left_and_not_what_is_used(docker: DockerLab) -> None:
+    spec = await stopped(docker, "data")
+    (folder_of(docker, f"{spec.app_id}_data") / "large").write_bytes(bytes(8 * 1024 * 1024))
+    labels = {"io.quazzar.app": spec.app_id, "io.quazzar.door": f"{spec.app_id}_data", "io.quazzar.service": ""}
+    size = 0
+    async with contextlib.aclosing(docker.runtime.read_volume(spec.app_id, "data")) as chunks:
+        async for chunk in chunks:
+            if size == 0:
+                body = {"Image": "quazzar-door:1", "Cmd": ["none"], "Labels": labels}
+                docker.engine.ok("POST", "/containers/create", body=body)
+                assert len(doors(docker)) == 2
+                await docker.runtime.tidy()
+                assert len(doors(docker)) == 1
+            size += len(chunk)
+    assert size > 8 * 1024 * 1024
+    assert doors(docker) == []
+
+
+@pytest.mark.component("docker")
 async def test_an_engine_that_dies_or_freezes_in_a_copy_is_told(
     docker: DockerLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

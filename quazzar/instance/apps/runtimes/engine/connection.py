@@ -62,6 +62,11 @@ class Engine:
             await client.close()
             await client.connector.close()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the engine runs on this machine."""
+        return self._url.startswith("unix://")
+
     async def version(self) -> dict[str, Any]:
         """The engine's answer to `GET /version`, asked now, so it is proof that the engine is there."""
         async with self.call() as client:

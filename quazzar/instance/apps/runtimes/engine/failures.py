@@ -99,6 +99,14 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[str, str | None], RuntimeFailure]
             _plain("The engine may not set the limits (ulimits) that the service asks for", "ulimit_refused"),
         ),
         (
+            r"bind source path does not exist|invalid mount config for type \"bind\"",
+            _plain("A folder of the host that the app mounts is not there", "host_path_missing"),
+        ),
+        (
+            r"error gathering device information|no such device",
+            _plain("A device of the host that the app asks for is not there", "device_missing"),
+        ),
+        (
             r"unable to find (?:user|group)|no matching entries in passwd",
             _plain("The image has no such user", "user_not_found"),
         ),

@@ -44,6 +44,13 @@ class Images:
         except (Gone, ImageNotFound) as error:
             raise ImageNotFound(f"The image {name} is not present", service=service) from error
 
+    async def inspect_id(self, image_id: str) -> dict[str, Any]:
+        """The engine's word on the image that a container was made from. Raises `ImageNotFound`."""
+        try:
+            return dict(await self._engine.ask("GET", f"images/{image_id}/json"))
+        except (Gone, ImageNotFound) as error:
+            raise ImageNotFound("The image of a container is not present any more") from error
+
     async def resolve(self, name: str, digest: str | None, *, service: str | None = None) -> tuple[str, dict[str, Any]]:
         """What to call a present image by, and the engine's word on it. Raises `ImageNotFound`.
 

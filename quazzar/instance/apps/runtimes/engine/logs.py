@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import heapq
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REMEMBERED_LINES = 2000
 _REMEMBERED_NS = 50_000_000
 _QUEUED_LINES = 1000
+_OUT_OF_ORDER_LINES = 16
 
 
 class Line(NamedTuple):
@@ -121,12 +123,29 @@ async def read_lines(chunks: AsyncGenerator[bytes, None], *, tty: bool) -> Async
         yield line
 
 
+async def in_order(lines: AsyncGenerator[Line, None]) -> AsyncGenerator[Line, None]:
+    """The lines of one container by their times: an engine takes down its two streams side by side, and what was said
+    in the same moment may come in the wrong order.
+    """
+    held: list[tuple[int, int, Line]] = []
+    number = 0
+    async with contextlib.aclosing(lines):
+        while (line := await _next(lines)) is not None:
+            heapq.heappush(held, (line.at, number, line))
+            number += 1
+            if len(held) > _OUT_OF_ORDER_LINES:
+                yield heapq.heappop(held)[-1]
+    while held:
+        yield heapq.heappop(held)[-1]
+
+
 async def merged(
-    sources: Sequence[tuple[str, AsyncGenerator[Line, None]]],
+    given: Sequence[tuple[str, AsyncGenerator[Line, None]]],
 ) -> AsyncGenerator[tuple[str, Line], None]:
-    """The lines of ended logs, by key, oldest first; holds one line of each source. A container gone ends its log."""
+    """The lines of ended logs, by key, oldest first; holds few lines of each source. A container gone ends its log."""
+    sources = [(key, in_order(source)) for key, source in given]
     async with contextlib.AsyncExitStack() as stack:
-        for _, source in sources:
+        for _, source in (*given, *sources):
             await stack.enter_async_context(contextlib.aclosing(source))
         heads: list[tuple[Line, str, AsyncGenerator[Line, None]]] = []
         for key, source in sources:

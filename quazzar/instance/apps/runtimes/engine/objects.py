@@ -3,8 +3,9 @@
 import io
 import math
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from posixpath import dirname
 from typing import Any, Literal, get_args
 
@@ -81,15 +82,12 @@ def container_names(spec: AppSpec, service: ServiceSpec) -> tuple[str, str]:
 
 
 def container_labels(spec: AppSpec, service: ServiceSpec, *, order: int, digest: str) -> dict[str, str]:
-    depends = ",".join(
-        f"{one.service}:{one.condition}:{'required' if one.required else 'optional'}" for one in service.depends_on
-    )
     ours = {
         PROJECT: spec.project,
         SERVICE: service.name,
         SPEC: digest,
         ORDER: str(order),
-        DEPENDS: depends,
+        DEPENDS: depends_text(service.depends_on),
         IMAGE: service.image,
     }
     return service.labels | labels(spec.app_id, ours)
@@ -152,14 +150,15 @@ def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs
     if runs_once and policy == "unless-stopped":
         policy = "no"
     retries = service.restart.max_retries if policy == "on-failure" else 0
+    host = service.host
     config: dict[str, Any] = {
-        "Privileged": False,
-        "SecurityOpt": ["no-new-privileges"],
+        "Privileged": host.privileged,
+        "SecurityOpt": _security_opts(host.security_opts),
         "CapDrop": ["ALL"],
         "CapAdd": sorted(set(service.cap_add) - set(service.cap_drop)),
         "ReadonlyRootfs": service.read_only,
         "Init": service.init,
-        "IpcMode": "private",
+        "IpcMode": "host" if host.ipc else "private",
         "PidsLimit": limits.pids,
         "RestartPolicy": {"Name": policy, "MaximumRetryCount": retries},
         "LogConfig": {"Type": LOG_DRIVER["Name"], "Config": LOG_DRIVER["Options"]},
@@ -168,6 +167,17 @@ def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs
         "Tmpfs": {one.target: f"size={one.size_bytes}" if one.size_bytes is not None else "" for one in service.tmpfs},
         "Ulimits": [{"Name": one.name, "Soft": one.soft, "Hard": one.hard} for one in service.ulimits],
     }
+    if host.pid:
+        config["PidMode"] = "host"
+    if host.groups:
+        config["GroupAdd"] = list(host.groups)
+    if host.sysctls:
+        config["Sysctls"] = host.sysctls
+    if host.devices:
+        config["Devices"] = [
+            {"PathOnHost": one.source, "PathInContainer": one.target, "CgroupPermissions": one.permissions}
+            for one in host.devices
+        ]
     if limits.memory_bytes is not None:
         # Equal values mean no swap on top: the limit is the limit on every machine.
         config |= {"Memory": limits.memory_bytes, "MemorySwap": limits.memory_bytes}
@@ -181,14 +191,40 @@ def _host_config(service: ServiceSpec, volumes: list[Mapping[str, Any]], *, runs
     return config
 
 
+def _security_opts(wanted: Sequence[str]) -> list[str]:
+    free = "no-new-privileges=false"
+    return [*([] if free in wanted else ["no-new-privileges"]), *(one for one in wanted if one != free)]
+
+
+def bind_mounts(service: ServiceSpec) -> list[dict[str, Any]]:
+    return [
+        {"Type": "bind", "Source": one.source, "Target": one.target, "ReadOnly": one.read_only}
+        for one in service.host.binds
+    ]
+
+
 def volume_mount(name: str, target: str, *, read_only: bool = False) -> dict[str, Any]:
     return {"Type": "volume", "Source": name, "Target": target, "ReadOnly": read_only}
 
 
-def endpoints(spec: AppSpec, service: ServiceSpec) -> dict[str, dict[str, Any]]:
+def image_volumes(service: ServiceSpec, image: Mapping[str, Any]) -> dict[str, str]:
+    """Short name → path, of the folders that an image declares as data and where the service mounts nothing else."""
+    mounts = [*(one.target for one in service.mounts), *(one.target for one in service.host.binds)]
+    taken = {target.rstrip("/") for target in (*mounts, *(one.target for one in service.tmpfs))}
+    declared = sorted((image.get("Config") or {}).get("Volumes") or ())
+    return {image_volume_name(service.name, path): path for path in declared if path.rstrip("/") not in taken}
+
+
+def image_volume_name(service: str, path: str) -> str:
+    return f"image-{service}-{sha256(path.encode()).hexdigest()[:8]}"
+
+
+def endpoints(
+    spec: AppSpec, service: ServiceSpec, name_of: Callable[[str, str], str] = engine_name
+) -> dict[str, dict[str, Any]]:
     """Network name on the engine → endpoint settings, for every network that the service is on."""
     return {
-        engine_name(spec.app_id, one.network): {"Aliases": [service.name, *one.aliases]}
+        name_of(spec.app_id, one.network): {"Aliases": [service.name, *one.aliases]}
         for one in attachments(spec, service)
     }
 
@@ -198,7 +234,8 @@ def files_apart(service: ServiceSpec) -> list[FileSpec]:
 
     A file in a volume of the app is never one of them.
     """
-    places = [(one.target, False) for one in service.mounts] + [(one.target, True) for one in service.tmpfs]
+    places = [(one.target, False) for one in service.mounts] + [(one.target, False) for one in service.host.binds]
+    places += [(one.target, True) for one in service.tmpfs]
     places.sort(key=lambda place: len(place[0]))
 
     def is_apart(file: FileSpec) -> bool:
@@ -270,7 +307,7 @@ def held(inspected: Mapping[str, Any], *, image_digest: str | None) -> Held:
         order=int(found.get(ORDER, "0")),
         depends_on=tuple(depends_on(found.get(DEPENDS, ""))),
         state=service,
-        ports=tuple(_ports(service.name, host.get("PortBindings") or {})),
+        ports=tuple(_ports(service.name, host.get("PortBindings") or {}, inspected.get("NetworkSettings") or {})),
         tty=bool(config.get("Tty")),
         stop_seconds=config["StopTimeout"] if config.get("StopTimeout") is not None else 10,
         health_deadline_seconds=health_deadline(config.get("Healthcheck")),
@@ -285,6 +322,11 @@ def health(text: str | None) -> Health:
             return "none"
 
 
+def depends_text(found: Iterable[DependencySpec]) -> str:
+    """The text of the label; `depends_on` reads it."""
+    return ",".join(f"{one.service}:{one.condition}:{'required' if one.required else 'optional'}" for one in found)
+
+
 def depends_on(text: str) -> Iterable[DependencySpec]:
     for one in text.split(",") if text else ():
         service, condition, need = one.split(":")
@@ -293,10 +335,16 @@ def depends_on(text: str) -> Iterable[DependencySpec]:
         )
 
 
-def _ports(service: str, bindings: Mapping[str, Sequence[Mapping[str, str]] | None]) -> Iterable[PortState]:
+def _ports(
+    service: str, bindings: Mapping[str, Sequence[Mapping[str, str]] | None], now: Mapping[str, Any]
+) -> Iterable[PortState]:
+    """Published ports; where an adopted container leaves the number to the engine, the present one, if there is one."""
     for key, hosts in sorted(bindings.items()):
         number, _, protocol = key.partition("/")
-        for host_port in sorted({int(one["HostPort"] or 0) for one in hosts or ()}):
+        asked = {one.get("HostPort") or "0" for one in hosts or ()}
+        if "0" in asked:
+            asked |= {one["HostPort"] for one in (now.get("Ports") or {}).get(key) or ()}
+        for host_port in sorted(int(one) for one in asked - {"0"}):
             yield PortState(
                 service=service,
                 container_port=int(number),
@@ -405,9 +453,16 @@ def usage(stats: Mapping[str, Any]) -> dict[str, int]:
 _ACTIONS = frozenset(get_args(RuntimeEvent.__annotations__["action"]))
 
 
-def event(message: Mapping[str, Any]) -> RuntimeEvent | None:
-    """From one message of `GET /events`; None for what is not about a service's container or not of interest."""
-    attributes: Mapping[str, str] = (message.get("Actor") or {}).get("Attributes") or {}
+EVENTS = [*sorted(_ACTIONS - {"health"}), "health_status"]
+"""What an engine is asked to tell: not each run of a health check's command."""
+
+
+def event(message: Mapping[str, Any], more: Mapping[str, str]) -> RuntimeEvent | None:
+    """From one message of `GET /events`; None for what is not about a service's container or not of interest.
+
+    `more` are labels that an adopted container would carry.
+    """
+    attributes: Mapping[str, str] = {**((message.get("Actor") or {}).get("Attributes") or {}), **more}
     action, _, detail = str(message.get("Action", "")).partition(":")
     seen: Health | None = None
     if action == "health_status":

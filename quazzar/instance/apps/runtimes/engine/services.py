@@ -11,7 +11,7 @@ import msgspec
 from quazzar.instance.apps.images import Image
 from quazzar.instance.apps.runtimes.base import Health, PortState, RuntimeEvent, RuntimeFailure, ServiceState
 from quazzar.instance.apps.runtimes.engine import objects
-from quazzar.instance.apps.spec import AppSpec, AttachmentSpec, NetworkSpec, ServiceSpec
+from quazzar.instance.apps.spec import AppSpec, AttachmentSpec, HostSpec, NetworkSpec, ServiceSpec
 
 DIGEST = "io.quazzar.image-digest"
 HEALTH = "io.quazzar.health-seconds"
@@ -104,6 +104,9 @@ def unsupported(spec: AppSpec) -> Iterable[RuntimeFailure]:
             if port.host_ip not in _EVERYWHERE:
                 reason = f"A swarm can't publish port {port.host_port} on one address alone (ports: {port.host_ip})"
                 yield RuntimeFailure(reason, code="unsupported", service=service.name)
+        if msgspec.structs.replace(service.host, binds=()) != HostSpec():
+            reason = "A swarm gives a service nothing of the host but folders"
+            yield RuntimeFailure(reason, code="unsupported", service=service.name)
         for file in service.files:
             if len(file.content.encode()) > FILE_LIMIT_BYTES:
                 reason = f"A swarm takes files of at most {FILE_LIMIT_BYTES} bytes (configs, secrets: {file.target})"

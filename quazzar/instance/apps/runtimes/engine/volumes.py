@@ -8,6 +8,7 @@ first, and while it is there the copies are whole.
 
 import contextlib
 import re
+import secrets
 import tarfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -24,6 +25,7 @@ from quazzar.instance.apps.runtimes.base import (
     VolumeNotFound,
 )
 from quazzar.instance.apps.runtimes.engine import objects
+from quazzar.instance.apps.runtimes.engine.adopted import Adopted
 from quazzar.instance.apps.runtimes.engine.connection import CHANGE_SECONDS, HEAVY_SECONDS, SILENCE_SECONDS, Engine
 from quazzar.instance.apps.runtimes.engine.containers import delete_container
 from quazzar.instance.apps.runtimes.engine.failures import Gone
@@ -37,13 +39,26 @@ _MIB: Final = 1024 * 1024
 
 
 class Volumes:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, adopted: Adopted) -> None:
         self._engine = engine
+        self._open: set[str] = set()
+        """The names of the doors that are in use, or are about to be."""
+        self._adopted = adopted
 
     async def find(self, app_id: str | None, key: str) -> list[dict[str, Any]]:
         """Our volumes with the label `key`, of one app or of all."""
+        found = await self._list(objects.filters(app_id, key))
+        label, _, value = key.partition("=")
+        names = self._adopted.volume_names(app_id) if label == objects.VOLUME else []
+        if names:
+            # An engine takes parts of names too; which are meant is seen by the whole.
+            adopted = self._adopted.labelled(await self._list({"name": names}), app_id, "volume")
+            found += [one for one in adopted if value in {"", one["Labels"][objects.VOLUME]}]
+        return found
+
+    async def _list(self, filters: Mapping[str, list[str]]) -> list[dict[str, Any]]:
         async with self._engine.call() as client:
-            answer = await client.volumes.list(filters=objects.filters(app_id, key))  # type: ignore[no-untyped-call]
+            answer = await client.volumes.list(filters=filters)  # type: ignore[no-untyped-call]
         return list(answer["Volumes"] or ())
 
     async def make(self, app_id: str, name: str, labels: Mapping[str, str]) -> str:
@@ -75,7 +90,7 @@ class Volumes:
         for volume in await self._of(app_id):
             copy = objects.snapshot_name(app_id, name, volume)
             await self.make(app_id, copy, {objects.SNAPSHOT: name, objects.COPY_OF: volume})
-            pairs[volume] = (app_id, objects.engine_name(app_id, volume), app_id, copy)
+            pairs[volume] = (app_id, self._adopted.volume_name(app_id, volume), app_id, copy)
         await self._copy_all(pairs, report, "Saving the data of")
         await self.make(app_id, objects.snapshot_name(app_id, name), {objects.SNAPSHOT: name})
 
@@ -89,7 +104,9 @@ class Volumes:
         }
         for volume in {*await self._of(app_id), *copies}:
             await self._empty(app_id, volume, make=volume in copies)
-        pairs = {volume: (app_id, copy, app_id, objects.engine_name(app_id, volume)) for volume, copy in copies.items()}
+        pairs = {
+            volume: (app_id, copy, app_id, self._adopted.volume_name(app_id, volume)) for volume, copy in copies.items()
+        }
         await self._copy_all(pairs, report, "Putting back the data of")
 
     async def require(self, app_id: str, name: str) -> None:
@@ -115,9 +132,9 @@ class Volumes:
         pairs = {
             volume: (
                 source_app_id,
-                objects.engine_name(source_app_id, volume),
+                self._adopted.volume_name(source_app_id, volume),
                 app_id,
-                objects.engine_name(app_id, volume),
+                self._adopted.volume_name(app_id, volume),
             )
             for volume in volumes
         }
@@ -129,7 +146,7 @@ class Volumes:
         """See `Runtime.read_volume`."""
         if volume not in await self._of(app_id):
             raise VolumeNotFound(volume)
-        async with contextlib.aclosing(self._read(app_id, objects.engine_name(app_id, volume))) as chunks:
+        async with contextlib.aclosing(self._read(app_id, self._adopted.volume_name(app_id, volume))) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -137,7 +154,7 @@ class Volumes:
         """See `Runtime.write_volume`."""
         await self._empty(app_id, volume, make=True)
         async with contextlib.aclosing(_whole(chunks)) as whole:
-            await self._write(app_id, objects.engine_name(app_id, volume), whole)
+            await self._write(app_id, self._adopted.volume_name(app_id, volume), whole)
 
     async def _of(self, app_id: str) -> list[str]:
         """The short names of an app's volumes."""
@@ -149,7 +166,7 @@ class Volumes:
 
     async def _empty(self, app_id: str, volume: str, *, make: bool) -> None:
         """Remove a volume of the app, and make it anew, without content, if so told."""
-        name = objects.engine_name(app_id, volume)
+        name = self._adopted.volume_name(app_id, volume)
         await self._remove_ours(app_id, name, f"{objects.VOLUME}={volume}")
         if make:
             await self.make(app_id, name, {objects.VOLUME: volume})
@@ -208,19 +225,24 @@ class Volumes:
                 "Mounts": [objects.volume_mount(name, f"/{VOLUME_ROOT}", read_only=read_only)],
             },
         }
+        door = f"quazzar-door-{secrets.token_hex(8)}"
+        self._open.add(door)
         try:
-            door = await self._create(config)
-        except ImageNotFound:
-            await self._make_image()
-            door = await self._create(config)
-        try:
-            yield door
+            try:
+                await self._create(config, door)
+            except ImageNotFound:
+                await self._make_image()
+                await self._create(config, door)
+            try:
+                yield door
+            finally:
+                await delete_container(self._engine, door)
         finally:
-            await delete_container(self._engine, door)
+            self._open.discard(door)
 
-    async def _create(self, config: dict[str, Any]) -> str:
+    async def _create(self, config: dict[str, Any], name: str) -> None:
         async with self._engine.call(CHANGE_SECONDS) as client:
-            return (await client.containers.create(config)).id
+            await client.containers.create(config, name=name)
 
     async def _make_image(self) -> None:
         repository, tag = _IMAGE
@@ -233,13 +255,21 @@ class Volumes:
             last=CHANGE_SECONDS,
         )
 
+    async def close_doors(self) -> None:
+        """Remove all that are not in use: a process left them that was killed while it copied, or the engine was."""
+        await self._close(objects.filters(None, objects.DOOR))
+
     async def _close_doors(self, app_id: str, name: str) -> None:
-        """Remove what a process left that was killed while it copied."""
-        filters = msgspec.json.encode(objects.filters(app_id, f"{objects.DOOR}={name}")).decode()
+        """Remove what keeps a volume from being removed."""
+        await self._close(objects.filters(app_id, f"{objects.DOOR}={name}"))
+
+    async def _close(self, filters: Mapping[str, Any]) -> None:
         async with self._engine.call() as client:
-            left = await client.containers.list(all=True, filters=filters)
-        for one in left:
-            await delete_container(self._engine, one.id)
+            found = await client.containers.list(all=True, filters=msgspec.json.encode(filters).decode())
+        for one in found:
+            names = {name.removeprefix("/") for name in one._container["Names"] or ()}  # noqa: SLF001 - no other door
+            if not names & self._open:
+                await delete_container(self._engine, one.id)
 
 
 async def _whole(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -1,0 +1,182 @@
+"""An engine that is killed, frozen or restarted at each call that an operation makes of it: once it is back the app is
+whole in its old or its new state, and nothing is left over.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import pytest
+
+from tests.components import DockerEngine, require
+from tests.factories.apps import unique
+from tests.product.engine_line import EngineLine, When
+from tests.product.scene import SAMPLE, Scene, points, scene
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400), pytest.mark.component("docker")]
+
+FaultName = Literal["killed", "frozen", "restarted"]
+GONE_SECONDS = 1.0
+FROZEN_SECONDS = 6.0
+"""Longer than a quick call waits, shorter than one that makes the engine work."""
+
+
+class Trouble:
+    """One fault of the engine, and its end a moment later."""
+
+    def __init__(self, engine: DockerEngine, name: FaultName) -> None:
+        self._engine = engine
+        self._name = name
+        self._mending: threading.Thread | None = None
+
+    def __call__(self) -> None:
+        match self._name:
+            case "killed":
+                self._engine.kill()
+                self._mend(GONE_SECONDS, self._engine.start)
+            case "frozen":
+                self._engine.freeze()
+                self._mend(FROZEN_SECONDS, self._engine.thaw)
+            case "restarted":
+                self._engine.end()
+                self._mend(0, self._engine.start)
+
+    def _mend(self, seconds: float, mend: Callable[[], None]) -> None:
+        def work() -> None:
+            time.sleep(seconds)
+            mend()
+
+        self._mending = threading.Thread(target=work)
+        self._mending.start()
+
+    def wait(self) -> bool:
+        """Wait until the engine is back; false when nothing has happened to it."""
+        if self._mending is None:
+            return False
+        self._mending.join()
+        return True
+
+
+class Stage:
+    def __init__(self, found: Scene, line: EngineLine) -> None:
+        self.scene = found
+        self.line = line
+
+    def broken(self, name: FaultName, calls: int, operation: Callable[[], str]) -> None:
+        """Carry an operation out (which gives the job's id) while the engine has trouble at one of its calls."""
+        trouble = Trouble(self.scene.engine, name)
+        when: When = random.choice(["before", "after"])
+        number = random.randrange(calls)
+        self.line.arm(number, when, trouble)
+        try:
+            job_id = operation()
+            job = self.scene.job(job_id)
+        finally:
+            self.line.disarm()
+            happened = trouble.wait()
+        call = self.line.calls[number] if number < len(self.line.calls) else "none"
+        what = f"{name} {when} {number} ({call})" if happened else "nothing"
+        print(f"{what}: {job['kind']} {job['status']} {job['error'] or ''}")
+
+
+LIVE_RESTORE = {"containers-live-on": True, "containers-end-with-the-engine": False}
+
+
+@pytest.fixture(scope="module", params=list(LIVE_RESTORE)[: 1 if SAMPLE else None])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    for name in ("docker", "docker-registry"):
+        require(name)
+    folder = tmp_path_factory.mktemp("faults")
+    lines: list[EngineLine] = []
+
+    def through(engine: DockerEngine) -> str:
+        line = EngineLine(engine.folder / "line.sock", engine.socket)
+        line.start()
+        lines.append(line)
+        return line.host
+
+    try:
+        with scene(folder, through=through, live_restore=LIVE_RESTORE[request.param]) as found:
+            yield Stage(found, lines[0])
+    finally:
+        for line in lines:
+            line.stop()
+
+
+@pytest.fixture(params=["killed"] if SAMPLE else ["killed", "frozen", "restarted"])
+def fault(request: pytest.FixtureRequest) -> FaultName:
+    name: FaultName = request.param
+    return name
+
+
+def calls_of(stage: Stage, operation: Callable[[], str]) -> int:
+    """How many calls an operation makes when nothing breaks it."""
+    stage.line.count()
+    job = stage.scene.job(operation())
+    assert job["status"] == "completed", job
+    return len(stage.line.calls)
+
+
+def test_update_and_rollback(stage: Stage, fault: FaultName) -> None:
+    found = stage.scene
+    app_id = found.install()["id"]
+    path = f"/api/apps/{app_id}"
+
+    def update(version: str) -> str:
+        return str(found.ask("POST", f"{path}/update", {"version": version})["job_id"])
+
+    def rollback() -> str:
+        return str(found.ask("POST", f"{path}/rollback")["job_id"])
+
+    found.forget_image("2.0")
+    update_calls = calls_of(stage, lambda: update("2.0"))
+    rollback_calls = calls_of(stage, rollback)
+    for _ in range(points()):
+        word = found.fresh_word(app_id)
+        found.forget_image("2.0")
+        stage.broken(fault, update_calls, lambda: update("2.0"))
+        version = found.running(app_id)["version"]
+        found.whole(app_id, version=version, word=word if version == "1.0" else f"2:{word}")
+        if version == "1.0":
+            assert found.job(update("2.0"))["status"] == "completed"
+            found.whole(app_id, version="2.0", word=f"2:{word}")
+        later = found.fresh_word(app_id, before="2:")
+        stage.broken(fault, rollback_calls, rollback)
+        version = found.running(app_id)["version"]
+        found.whole(app_id, version=version, word=word if version == "1.0" else f"2:{later}")
+        if version == "2.0":
+            assert found.job(rollback())["status"] == "completed"
+            found.whole(app_id, version="1.0", word=word)
+    found.remove(app_id)
+
+
+def test_clone_and_uninstall(stage: Stage, fault: FaultName) -> None:
+    found = stage.scene
+    app_id = found.install()["id"]
+    made: list[str] = []
+
+    def clone() -> str:
+        copy = found.ask("POST", f"/api/apps/{app_id}/clone", {"name": unique("copy")})
+        made.append(copy["id"])
+        return str(copy["job_id"])
+
+    def uninstall() -> str:
+        answer = found.http.delete(f"/api/apps/{made[-1]}?purge=true")
+        assert answer.status_code in {200, 204}, answer.text
+        return next(str(one["id"]) for one in found.http.get(f"/api/jobs?subject={made[-1]}").json())
+
+    clone_calls = calls_of(stage, clone)
+    uninstall_calls = calls_of(stage, uninstall)
+    for _ in range(points()):
+        word = found.fresh_word(app_id)
+        stage.broken(fault, clone_calls, clone)
+        copy = found.settled(made[-1])
+        found.whole(app_id, version="1.0", word=word)
+        if copy is not None and copy["status"] == "running":
+            found.whole(made[-1], version="1.0", word=word)
+        stage.broken(fault, uninstall_calls, uninstall)
+        assert found.settled(made[-1]) is None
+        found.gone(made[-1])
+    found.remove(app_id)
