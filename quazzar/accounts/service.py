@@ -58,8 +58,8 @@ class SessionService:
     async def end_own(self) -> None:
         """End the session that the call came in; one that has just been ended by another call is ended enough."""
         session_id = self._principal.session_id or ""
-        if self._principal.panel_user is not None and self._guests is not None:
-            await self._guests.end(self._session, session_id, "left")
+        if self._principal.panel_user is not None and self._accounts.guests is not None:
+            await self._accounts.guests.end(self._session, session_id, "left")
         elif await store.end_session(self._session, self._realm, self._principal.user_id, session_id):
             audit(self._session, "session.end", subject=session_id)
         await self._accounts.authenticator.drop_with(self._session, session_id)

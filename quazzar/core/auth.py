@@ -12,6 +12,11 @@ from quazzar.core.errors import Forbidden, Unauthorized
 
 Realm = Literal["instance", "panel"]
 
+RESERVED_SCOPES: Final = frozenset({"*", "auth:read", "auth:write", "apps:secrets", "audit:write"})
+"""What no guest from a panel has, nor within a coarser scope: credentials, keys, secrets, what the audit log keeps, and
+what only administrators may, since it opens the machine itself.
+"""
+
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A verified caller. `client` is what the rate limit counts: all sessions of a user are one, one API key is one.
@@ -37,6 +42,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """What `GET /api/auth/me` shows, kept with the cached principal so that the call needs no query."""
 
     def allows(self, scope: str) -> bool:
+        if self.panel_user is not None and scope in RESERVED_SCOPES:
+            return False
         return scope_within(scope, self.scopes)
 
 
@@ -101,10 +108,6 @@ def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
     if principal is None:
         raise state.get("auth_error") or Unauthorized()
     return principal
-
-
-RESERVED_SCOPES: Final = frozenset({"auth:read", "auth:write", "apps:secrets", "audit:write"})
-"""What no guest from a panel may do, whatever the handler: credentials, keys, secrets, and what the audit log keeps."""
 
 
 def refuse_guests(principal: Principal) -> None:

@@ -1,14 +1,17 @@
-"""Servers that tests of the core start beside the database."""
+"""Servers that tests start beside the database."""
 
+import asyncio
 import contextlib
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
+from quazzar.core.server import Server, ServerConfig
 from tests import components
 
 
@@ -34,3 +37,15 @@ def redis_server() -> Iterator[int]:
         finally:
             process.terminate()
             process.wait(timeout=10)
+
+
+@contextlib.asynccontextmanager
+async def serving(asgi: Any) -> AsyncIterator[int]:
+    """An app behind the real server, in this event loop; gives its port."""
+    server = Server(asgi, "127.0.0.1", 0, config=ServerConfig(lifespan=False), signals=False)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield server.port
+    server.stop()
+    await task

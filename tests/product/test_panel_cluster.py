@@ -21,6 +21,8 @@ from tests.product.panels import Database, caddy, database, migrate, new_key
 from tests.product.process import PASSWORD, Product, free_port, product
 from tests.product.test_link import Machine, closed_with, hello, until
 
+pytestmark = [pytest.mark.slow, pytest.mark.component("redis"), pytest.mark.component("caddy")]
+
 LIMIT = 400
 """Requests of a tenant in a day, counted over all processes."""
 

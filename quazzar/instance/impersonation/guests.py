@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts.authenticator import AccountAuthenticator
 from quazzar.accounts.guests import Guest
+from quazzar.accounts.roles import SCOPES
 from quazzar.accounts.schemas import GuestOut, MeOut
-from quazzar.core.auth import Principal
+from quazzar.core.auth import RESERVED_SCOPES, Principal
 from quazzar.core.db import Database
 from quazzar.core.paging import Page
 from quazzar.core.records import SYSTEM, Caller, audit, publish
@@ -19,6 +20,7 @@ from quazzar.instance.impersonation.events import ImpersonationEnded
 from quazzar.instance.impersonation.store import Opened
 
 COOKIE_PREFIX: Final = "qzg"
+_SCOPES: Final = SCOPES - RESERVED_SCOPES
 
 
 class PanelGuests:
@@ -82,7 +84,7 @@ def _shown(row: Any) -> GuestOut:
 
 
 def _guest(opened: Opened) -> Guest:
-    """An admin of the instance in all that is not reserved. What counts and keeps things by user does so by the
+    """An admin of the instance, without what is reserved. What counts and keeps things by user does so by the
     session: the id of the panel's user is the panel's word, and might be that of a user here.
     """
     profile = MeOut(
@@ -92,14 +94,14 @@ def _guest(opened: Opened) -> Guest:
         created_at=opened.created_at,
         last_login_at=opened.created_at,
         totp_enabled=True,
-        scopes=["*"],
+        scopes=sorted(_SCOPES),
         impersonation=_shown(opened),
     )
     principal = Principal(
         realm="instance",
         user_id=opened.id,
         client=opened.id,
-        scopes=frozenset({"*"}),
+        scopes=_SCOPES,
         session_id=opened.id,
         role="admin",
         panel_user=opened.panel_user,

@@ -14,11 +14,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from quazzar.core.ids import new_id
-from quazzar.core.server import Server, ServerConfig
 from quazzar.instance.apps import exec as terminals_module
 from quazzar.instance.apps.exec import Terminals
 from quazzar.instance.apps.runtimes.memory_execution import MemoryExecution
 from tests.conftest import RunningApp
+from tests.core.servers import serving
 from tests.factories.apps import (
     add_one,
     add_template,
@@ -35,13 +35,8 @@ from tests.factories.apps import (
 @pytest.fixture(scope="module")
 async def port(app: RunningApp) -> AsyncIterator[int]:
     """The app behind a real server, in this event loop."""
-    server = Server(app.asgi, "127.0.0.1", 0, config=ServerConfig(lifespan=False), signals=False)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield server.port
-    server.stop()
-    await task
+    async with serving(app.asgi) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from sqlalchemy import delete, insert, text
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from quazzar.core.auth import Guard
+from quazzar.accounts.roles import SCOPES
+from quazzar.core.auth import RESERVED_SCOPES, Guard
 from quazzar.core.db import Database
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobRun, Resources
-from quazzar.core.server import Server, ServerConfig
 from quazzar.instance.enrolment.keys import signing_request
 from quazzar.instance.enrolment.models import PanelLink
 from quazzar.instance.impersonation.jobs import end_impersonation
@@ -30,8 +30,9 @@ from quazzar.link.impersonation import Impersonation, new_impersonation, sign_im
 from quazzar.link.messages import Noted
 from quazzar.panel.fleet.authority import Authority, read_request
 from tests.conftest import RunningApp
+from tests.core.servers import serving
 from tests.factories.accounts import headers_of, make_user
-from tests.factories.apps import add_one, install, key_client
+from tests.factories.apps import SECRET, add_one, add_template, install, key_client, one_file, unique, web_file
 from tests.test_architecture import PUBLIC, operations
 
 KEY = Ed25519PrivateKey.generate()
@@ -65,6 +66,9 @@ ALLOWED = {
     "POST /api/auth/logout",
     "POST /api/apps",
     "POST /api/apps/import",
+    # Asks for `*` besides, which no guest has.
+    "POST /api/apps/adopt",
+    "POST /api/apps/{app_id}/check-updates",
     "PATCH /api/apps/{app_id}",
     "DELETE /api/apps/{app_id}",
     "POST /api/apps/{app_id}/start",
@@ -183,7 +187,8 @@ async def test_a_token_becomes_a_session_by_cookie(
         cookie
     )
     me = (await client.get("/api/auth/me")).json()
-    assert (me["id"], me["username"], me["role"], me["scopes"]) == (ADA, "Ada <ada@example.com>", "admin", ["*"])
+    assert (me["id"], me["username"], me["role"]) == (ADA, "Ada <ada@example.com>", "admin")
+    assert set(me["scopes"]) == SCOPES - RESERVED_SCOPES
     assert me["impersonation"] == {"user_id": ADA, "name": "Ada <ada@example.com>", "reason": "Ticket 7"}
     shown = await session_of(client, admin)
     assert (shown["impersonation"], shown["user_agent"], shown["ip"]) == (me["impersonation"], "Firefox", "127.0.0.1")
@@ -374,6 +379,27 @@ async def test_what_needs_no_guard_is_no_way_around(guest: httpx.AsyncClient) ->
     assert (confirm.status_code, confirm.json()["code"]) == (403, "impersonation_denied")
     nested = await guest.get(EXCHANGE, params={"token": token()})
     assert (nested.status_code, nested.json()["code"]) == (403, "impersonation_denied")
+
+
+async def test_a_guest_opens_neither_the_machine_nor_what_apps_keep_secret(
+    guest: httpx.AsyncClient, admin: httpx.AsyncClient
+) -> None:
+    slug = unique()
+    for path, body in (
+        ("/api/templates", {"compose": one_file(slug), "trusted": True}),
+        ("/api/apps/import", {"name": slug, "compose": one_file(slug), "trusted": True}),
+    ):
+        answer = await guest.post(path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (403, "scope_missing"), path
+    template = await add_template(admin, web_file(unique()))
+    made = await install(admin, template["id"], config={"admin_password": SECRET})
+    for query in ("secrets=true", "data=true"):
+        answer = await guest.get(f"/api/apps/{made['id']}/export?{query}")
+        assert (answer.status_code, answer.json()["code"]) == (403, "scope_missing"), query
+    plain = await guest.get(f"/api/apps/{made['id']}/export")
+    assert plain.status_code == 200
+    assert SECRET not in plain.text
+    assert SECRET in (await admin.get(f"/api/apps/{made['id']}/export?secrets=true")).text
 
 
 async def test_a_reserved_guard_lets_the_servers_own_people_in(
@@ -595,13 +621,8 @@ async def test_sessions_of_both_kinds_come_in_pages(
 
 @pytest.fixture(scope="module")
 async def port(app: RunningApp) -> AsyncIterator[int]:
-    server = Server(app.asgi, "127.0.0.1", 0, config=ServerConfig(lifespan=False), signals=False)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield server.port
-    server.stop()
-    await task
+    async with serving(app.asgi) as port:
+        yield port
 
 
 async def test_s15_a_terminal_by_cookie_is_for_pages_of_this_server_and_ends_with_the_session(
