@@ -43,6 +43,8 @@ row("DELETE /api/fleet/instances/{instance_id}", "instance")
 row("POST /api/fleet/instances/{instance_id}/impersonate", "reachable", body={"reason": UNIQUE}, own=403)
 row("GET /api/fleet/summary", no_ids="it is numbers; the tests of the fleet compare them")
 row("GET /api/fleet/health", shows="instance")
+row("GET /api/fleet/metrics/{instance_id}", "instance")
+row("GET /api/fleet/instances/{instance_id}/metrics/history", "instance")
 
 row("GET /api/fleet/tokens", shows="token")
 row(
