@@ -10,7 +10,8 @@ import pytest
 
 from quazzar.core.ids import new_id
 from quazzar.instance.apps.runtimes.base import RuntimeEvent, RuntimeFailure
-from quazzar.instance.apps.runtimes.swarm import SwarmConfig, SwarmRuntime
+from quazzar.instance.apps.runtimes.configs import SwarmConfig
+from quazzar.instance.apps.runtimes.swarm import SwarmRuntime
 from quazzar.instance.apps.spec import AppSpec, MountSpec, ServiceSpec
 from tests.components import DockerEngine, Registry, docker_engine, link_between, registry, same_registry, wait_for
 from tests.instance.apps.runtimes.conftest import IMAGE, Progress, app_spec, until
