@@ -16,6 +16,8 @@ import structlog
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.plugins import PluginProtocol
+from litestar.plugins.core import MsgspecDIPlugin
 from sqlalchemy.exc import SQLAlchemyError
 
 import quazzar.alerts.events
@@ -26,9 +28,9 @@ import quazzar.invitations.jobs
 import quazzar.webhooks.jobs  # noqa: F401 - declaring a job is what schedules it
 from quazzar import __version__
 from quazzar.accounts.process import Accounts
+from quazzar.accounts.tenancy import Tenancy
 from quazzar.audit.refusals import Refusals
 from quazzar.audit.routes import handlers as audit_handlers
-from quazzar.channels.jobs import SENDING, Sending
 from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
@@ -84,7 +86,6 @@ from quazzar.jobs.store import count_jobs
 from quazzar.mail.jobs import MAIL_SERVER
 from quazzar.mail.service import mail_configured
 from quazzar.mail.smtp import MailServer
-from quazzar.panel.tenants.tenancy import PanelTenancy
 from quazzar.reference.routes import handlers as reference_handlers
 from quazzar.settings import Settings
 from quazzar.webhooks.engine import Webhooks
@@ -209,6 +210,14 @@ class _Part(Protocol):
     async def stop(self) -> None: ...
 
 
+class _Litestar(Litestar):
+    """Litestar without what it would load for pydantic's and attrs' classes, of which no handler has any: 2 MB."""
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
+        return [*plugins, MsgspecDIPlugin()]
+
+
 class Application:
     """The app of one process. `asgi` is what the server calls; its lifespan starts and ends what works beside it."""
 
@@ -218,9 +227,12 @@ class Application:
         database.session_info["keyring"] = keyring
         modes = realms_of(settings.server.mode)
         self.limiter = limiter_for(settings.rate_limit.storage.reveal(), postgres=database.small_pool)
-        self.accounts = Accounts(
-            settings, keyring, database, self.limiter, tenancy=PanelTenancy(), guests=PanelGuests()
-        )
+        tenancy: Tenancy | None = None
+        if "panel" in modes:
+            from quazzar.panel.tenants.tenancy import PanelTenancy  # noqa: PLC0415
+
+            tenancy = PanelTenancy()
+        self.accounts = Accounts(settings, keyring, database, self.limiter, tenancy=tenancy, guests=PanelGuests())
         resources = Resources()
         resources[KEYRING] = keyring
         resources[RETENTION_DAYS] = DEFAULT_RETENTION_DAYS
@@ -229,7 +241,6 @@ class Application:
             resources[MAIL_SERVER] = MailServer(settings)
         policy = outbound_policy(settings)
         resources[OUTBOUND] = policy
-        resources[SENDING] = Sending(policy, settings.webhooks.retry_schedule)
         resources[DATA_DIR] = settings.server.data_dir
         self._runtime = make_runtime(runtime_config(settings)) if "instance" in modes else None
         self._reconciler: Reconciler | None = None
@@ -254,6 +265,9 @@ class Application:
             on_engine = [self._reconciler, *meters, self._terminals, updater]
         if "panel" in modes:
             # Declared before there is a worker, which looks for kinds of jobs only once.
+            from quazzar.channels.jobs import SENDING, Sending  # noqa: PLC0415
+
+            resources[SENDING] = Sending(policy, settings.webhooks.retry_schedule)
             import quazzar.panel.accounts.jobs  # noqa: PLC0415
             import quazzar.panel.alerts.jobs  # noqa: PLC0415
             import quazzar.panel.commands.jobs  # noqa: F401, PLC0415
@@ -288,7 +302,7 @@ class Application:
         # In the order of their start; they end in the opposite one.
         parts: list[_Part] = [self.accounts, self.feed, *first, self.worker, self.webhooks]
         self._parts = [*parts, *on_line, *on_engine, *watch]
-        self.litestar = Litestar(
+        self.litestar = _Litestar(
             route_handlers=[
                 instance_router(prefix) if realm == "instance" else panel_router(prefix)
                 for realm, prefix in modes.items()
