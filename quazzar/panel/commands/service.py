@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, or_, true
+from sqlalchemy import ColumnElement, Text, any_, literal, or_, true
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Principal
@@ -156,7 +157,7 @@ class CommandService:
         groups = await self._groups(targets, reach)
         wanted: list[ColumnElement[bool]] = []
         if targets.instances:
-            wanted.append(FleetInstance.id.in_(targets.instances))
+            wanted.append(FleetInstance.id == any_(literal(targets.instances, ARRAY(Text))))
         if targets.tags:
             wanted.append(FleetInstance.tags.overlap(targets.tags))
         if groups:

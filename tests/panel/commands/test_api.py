@@ -160,6 +160,14 @@ async def test_all_that_is_wrong_is_said_at_once(ada: Tenant, database: Database
     assert await count(database, ada) == before
 
 
+async def test_s14_a_container_is_no_app(ada: Tenant, database: Database) -> None:
+    instance = await make_instance(database, ada.id)
+    for app in ("0f3b2c1d4e5f", "0f3b" * 16, "../x", "a;id"):
+        body = {"kind": "app.stop", "args": {"app": app}, "targets": {"instances": [instance]}}
+        answer = await ada.http.post(COMMANDS, json=body)
+        assert (answer.status_code, answer.json()["details"].keys()) == (422, {"args.app"})
+
+
 async def test_s06_s07_one_foreign_among_own_and_nobody_is_told_anything(
     ada: Tenant, eve: Tenant, database: Database
 ) -> None:
