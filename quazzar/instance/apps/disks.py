@@ -35,7 +35,7 @@ _WRITE = text(
 )
 _UNKNOWN = text(
     "SELECT EXISTS (SELECT FROM apps LEFT JOIN app_disks ON app_id = id "
-    "WHERE app_id IS NULL AND installed_at IS NOT NULL AND jsonb_array_length(volumes) > 0)"
+    "WHERE app_id IS NULL AND installed_at IS NOT NULL AND jsonb_array_length(apps.volumes) > 0)"
 )
 
 
@@ -63,7 +63,7 @@ class DiskMeter:
             await asyncio.sleep(LOOK_SECONDS)
             began = loop.time()
             try:
-                if began >= due or (began >= earliest and await self._is_one_unknown()):
+                if began >= due or (began >= earliest and await self.is_one_unknown()):
                     await self.measure()
                     due = loop.time() + MEASURE_SECONDS
                     earliest = loop.time() + REST * (loop.time() - began)
@@ -74,7 +74,8 @@ class DiskMeter:
             except Exception as error:
                 log.error("apps.disks_failed", exc_info=error)
 
-    async def _is_one_unknown(self) -> bool:
+    async def is_one_unknown(self) -> bool:
+        """Whether there is an app with data that was never measured."""
         async with self._database.begin() as session:
             return bool((await session.execute(_UNKNOWN)).scalar_one())
 

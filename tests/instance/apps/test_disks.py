@@ -16,6 +16,7 @@ async def test_sizes_are_shown_once_they_are_measured(app: RunningApp, admin: ht
     made = await install(admin, (await add_template(admin, web_file(unique("web"))))["slug"], config=CONFIG)
     assert made["disk"] is None
     assert made["volumes"] == [{"name": "data", "size_bytes": None}, {"name": "db", "size_bytes": None}]
+    assert await DiskMeter(app.database, runtime_of(app)).is_one_unknown()
     engine = engine_of(app)
     engine.volume_bytes[made["id"], "data"] = 5 * 2**40
     for size in (1000, 2000):
@@ -29,6 +30,7 @@ async def test_sizes_are_shown_once_they_are_measured(app: RunningApp, admin: ht
         assert measured["disk"]["size_bytes"] == measured["disk"]["volumes_bytes"] == 5 * 2**40 + size
         assert measured["disk"]["containers_bytes"] == 0
         assert measured["disk"]["measured_at"].endswith("Z")
+        assert not await DiskMeter(app.database, runtime_of(app)).is_one_unknown()
     stopped = (await admin.post(f"/api/apps/{made['id']}/stop")).json()
     assert stopped["volumes"] == measured["volumes"], "answers to writes show the same"
 
