@@ -183,6 +183,10 @@ class Scene:
                 return found
             time.sleep(0.5)
 
+    def snapshots(self, app_id: str) -> set[str]:
+        names = {one["Labels"].get("io.quazzar.snapshot") for one in self.objects("volumes", app_id)}
+        return {one for one in names if one is not None}
+
     def left_over(self, app_id: str) -> list[str]:
         found = [f"container {one['Names']}" for one in self.objects("containers/json", app_id, all="1")]
         found += [f"network {one['Name']}" for one in self.objects("networks", app_id)]
@@ -268,9 +272,12 @@ class Scene:
     def no_remains(self, app_id: str) -> None:
         """No copies of data but those that a rollback needs, no journal, no operation that nobody does."""
         kept = {one[0] for one in self.rows(f"SELECT snapshot FROM app_revisions WHERE app_id = '{app_id}'")}
+        # What could not be discarded at once is when it is looked for.
+        end = time.monotonic() + 40
+        while (found := self.snapshots(app_id)) != kept and time.monotonic() < end:
+            time.sleep(0.5)
+        assert found == kept, "copies of data are left over, or lost"
         volumes = self.objects("volumes", app_id)
-        snapshots = {one["Labels"].get("io.quazzar.snapshot") for one in volumes} - {None}
-        assert snapshots == kept, "copies of data are left over, or lost"
         own = [one for one in volumes if "io.quazzar.volume" in one["Labels"]]
         assert len(own) == 2
         assert len(volumes) == 2 + 3 * len(kept), [one["Name"] for one in volumes]

@@ -143,6 +143,19 @@ async def find_snapshots(session: AsyncSession, app_id: str) -> set[str]:
     return {*(await session.execute(kept)).scalars(), *(one for one in (await session.execute(used)).scalars() if one)}
 
 
+async def find_all_snapshots(session: AsyncSession) -> dict[str, set[str]]:
+    """As `find_snapshots`, of every app by its id; those that are in the trash need theirs too."""
+    statement = (
+        select(App.id, AppRevision.snapshot, AppChange.snapshot)
+        .outerjoin(AppRevision, AppRevision.app_id == App.id)
+        .outerjoin(AppChange, AppChange.app_id == App.id)
+    )
+    found: dict[str, set[str]] = {}
+    for app_id, *names in await session.execute(statement):
+        found.setdefault(app_id, set()).update(name for name in names if name is not None)
+    return found
+
+
 async def keep_ports(session: AsyncSession, app_id: str, ports: Collection[tuple[int, str]]) -> None:
     """Free the host ports of the app that are not among `ports` (number and protocol)."""
     statement = delete(AppPort).where(AppPort.app_id == app_id)

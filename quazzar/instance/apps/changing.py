@@ -26,6 +26,7 @@ from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.runtimes.base import ImageNotFound, RuntimeFailure, RuntimeUnavailable, service_digest
 from quazzar.instance.apps.skips import new_digests, skip
+from quazzar.instance.apps.snapshots import sweep
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import Expected, Verdict, expected_services, views_of
 from quazzar.instance.apps.work import RESTARTS_SECONDS, RUNTIME, Work, operation, settled
@@ -73,19 +74,10 @@ async def _carry_out(run: JobRun, app_id: str) -> None:
                     raise RuntimeFailure("The change is not there any more; ask for it again")
                 await _Changing(work, change).carry_out()
     finally:
-        async with app_lock(app_id):
-            await sweep(run, app_id)
-
-
-async def sweep(run: JobRun, app_id: str) -> None:
-    """Discard the copies of data that no change and no rollback needs, such as a process left that was killed."""
-    with contextlib.suppress(RuntimeUnavailable, RuntimeFailure):
-        found = await run.resources[RUNTIME].snapshots(app_id)
-        async with run.database.begin() as session:
-            kept = await changes_store.find_snapshots(session, app_id)
-        for name in found:
-            if name not in kept:
-                await run.resources[RUNTIME].discard(app_id, name)
+        # What does not go now does when the reconciler looks.
+        with contextlib.suppress(RuntimeUnavailable, RuntimeFailure):
+            async with app_lock(app_id):
+                await sweep(run.database, run.resources[RUNTIME], app_id)
 
 
 async def go_back_first(work: Work) -> None:

@@ -22,6 +22,7 @@ from quazzar.instance.apps.events import AppFailed, change_of
 from quazzar.instance.apps.locks import app_lock, is_locked
 from quazzar.instance.apps.models import TRANSITIONAL
 from quazzar.instance.apps.runtimes.base import AppState, Runtime, RuntimeEvent, RuntimeFailure
+from quazzar.instance.apps.snapshots import sweep_all
 from quazzar.instance.apps.truth import Expected, judge, ports_view, services_view, volumes_view
 
 log = structlog.get_logger(__name__)
@@ -166,6 +167,7 @@ class Reconciler:
         for app_id in [app_id for app_id in self._stopped if app_id not in known]:
             del self._stopped[app_id]
         await self._runtime.tidy()
+        await sweep_all(self._database, self._runtime)
 
     async def look_at(self, ids: Sequence[str]) -> set[str]:
         """Compare these apps with the engine; ids that are not ours are passed over. Gives those that a job has."""

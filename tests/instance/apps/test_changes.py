@@ -387,3 +387,30 @@ async def test_what_could_not_be_taken_back_is_at_the_next_restart(
     assert engine.contents[before["id"], "data"] == OLD
     assert (after["version"], after["config"]) == ("1.0", before["config"])
     assert (await changed(admin, before["id"], "update"))["version"] == "2.0"
+
+
+async def test_a_copy_that_could_not_be_discarded_goes_later(
+    app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine
+) -> None:
+    made, other = await old_app(admin, engine), await old_app(admin, engine)
+    app_id = made["id"]
+    await changed(admin, app_id, "update")
+    [kept] = [name for owner, name in engine.snapshots if owner == app_id]
+    for owner in (app_id, other["id"], "app_of_another_system"):
+        engine.snapshots[owner, "left"] = {}
+    await app.asgi.app.state.reconciler.full_pass()
+    assert [name for owner, name in engine.snapshots if owner == app_id] == [kept]
+    assert (other["id"], "left") not in engine.snapshots
+    assert engine.snapshots.pop(("app_of_another_system", "left")) == {}
+    # One that is being made belongs to whoever makes it, and those in the trash come back with it.
+    arrived, let_go = engine.hold("snapshot")
+    asked = await ask(admin, other["id"], "update")
+    await asyncio.wait_for(arrived.wait(), 10)
+    engine.snapshots[other["id"], "half"] = {}
+    await app.asgi.app.state.reconciler.full_pass()
+    assert (other["id"], "half") in engine.snapshots
+    let_go.set()
+    assert (await job_of(admin, asked["job_id"]))["status"] == "completed"
+    assert (await admin.delete(f"/api/apps/{app_id}")).status_code == 204
+    await app.asgi.app.state.reconciler.full_pass()
+    assert [name for owner, name in engine.snapshots if owner == app_id] == [kept]

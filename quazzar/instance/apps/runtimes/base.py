@@ -451,6 +451,9 @@ class Runtime(Protocol):
     async def snapshots(self, app_id: str) -> Sequence[str]:
         """The names of all snapshots of the app, also of those that are not whole."""
 
+    async def find_snapshots(self) -> Mapping[str, Sequence[str]]:
+        """App → names of its snapshots, for all apps that have any."""
+
     async def tidy(self) -> None:
         """Remove what copies of data that were broken off have left besides the data; a copy in progress goes on."""
 

@@ -250,6 +250,9 @@ class DockerRuntime:
     async def snapshots(self, app_id: str) -> Sequence[str]:
         return await self._volumes.snapshots(app_id)
 
+    async def find_snapshots(self) -> Mapping[str, Sequence[str]]:
+        return await self._volumes.find_snapshots()
+
     async def tidy(self) -> None:
         await self._volumes.close_doors()
 

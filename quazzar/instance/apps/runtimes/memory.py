@@ -570,6 +570,11 @@ class MemoryRuntime:
         await self.engine.reach("list")
         return sorted(name for owner, name in self.engine.snapshots if owner == app_id)
 
+    async def find_snapshots(self) -> Mapping[str, Sequence[str]]:
+        await self.engine.reach("list")
+        owners = {owner for owner, _ in self.engine.snapshots}
+        return {one: sorted(name for owner, name in self.engine.snapshots if owner == one) for one in owners}
+
     async def tidy(self) -> None:
         await self.engine.reach("tidy")
 

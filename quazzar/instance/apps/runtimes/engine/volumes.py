@@ -125,6 +125,13 @@ class Volumes:
         """See `Runtime.snapshots`."""
         return sorted({one["Labels"][objects.SNAPSHOT] for one in await self.find(app_id, objects.SNAPSHOT)})
 
+    async def find_snapshots(self) -> dict[str, list[str]]:
+        """See `Runtime.find_snapshots`."""
+        found: dict[str, set[str]] = {}
+        for one in await self.find(None, objects.SNAPSHOT):
+            found.setdefault(one["Labels"][objects.APP], set()).add(one["Labels"][objects.SNAPSHOT])
+        return {app_id: sorted(names) for app_id, names in found.items()}
+
     async def clone(self, source_app_id: str, app_id: str, report: Report) -> None:
         """See `Runtime.clone_volumes`."""
         volumes = await self._of(source_app_id)
