@@ -32,12 +32,14 @@ CALLS = [
     ("GET", "/api/apps", "apps:read"),
     ("POST", "/api/apps", "apps:deploy"),
     ("POST", "/api/apps/import", "apps:write"),
+    ("POST", "/api/apps/adopt", "apps:write"),
     ("GET", f"/api/apps/{MISSING}", "apps:read"),
     ("DELETE", f"/api/apps/{MISSING}", "apps:write"),
     ("POST", f"/api/apps/{MISSING}/undelete", "apps:write"),
     ("POST", f"/api/apps/{MISSING}/start", "apps:operate"),
     ("POST", f"/api/apps/{MISSING}/stop", "apps:operate"),
     ("POST", f"/api/apps/{MISSING}/restart", "apps:operate"),
+    ("GET", f"/api/apps/{MISSING}/export", "apps:read"),
     ("GET", f"/api/apps/{MISSING}/logs", "apps:read"),
     ("GET", f"/api/apps/{MISSING}/stats", "apps:read"),
     ("GET", f"/api/apps/{MISSING}/events", "apps:read"),
@@ -60,7 +62,7 @@ async def test_who_may(
 
 @pytest.mark.parametrize("app_id", [MISSING, "x", "app_x", "-v", "a;id", "a" * 300, "%C2%85", "app_" + "A" * 26])
 async def test_unknown_apps_are_404(admin: httpx.AsyncClient, app_id: str) -> None:
-    for method, path, _ in CALLS[3:]:
+    for method, path, _ in CALLS[4:]:
         answer = await admin.request(method, path.replace(MISSING, app_id))
         assert (answer.status_code, answer.json()["code"]) == (404, "app_not_found"), path
 
@@ -369,7 +371,7 @@ async def test_a_key_bound_to_an_app_sees_only_it(app: RunningApp, admin: httpx.
         assert [one["id"] for one in (await client.get("/api/apps")).json()] == [mine["id"]]
         assert (await client.get("/api/apps?template=hello&limit=1")).json()[0]["id"] == mine["id"]
         assert (await client.get(f"/api/apps/{mine['id']}")).status_code == 200
-        for method, path, _ in CALLS[3:]:
+        for method, path, _ in CALLS[4:]:
             foreign = await client.request(method, path.replace(MISSING, other["id"]))
             unknown = await client.request(method, path)
             assert foreign.status_code == unknown.status_code == 404
