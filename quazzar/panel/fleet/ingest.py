@@ -112,13 +112,14 @@ class _Beat:
 
 
 class _Past:
-    """Measurements of the past that wait to be written."""
+    """Measurements of the past that wait to be written; `rows` is what is kept of them."""
 
-    __slots__ = ("done", "line", "message")
+    __slots__ = ("done", "line", "message", "rows")
 
     def __init__(self, line: Line, message: Samples) -> None:
         self.line = line
         self.message = message
+        self.rows: list[Row] | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -270,7 +271,10 @@ class Ingest:
             await self._ready()
             await self._learn_apps([past.line])
             try:
-                await self._write_rows(self._rows_of_past(past))
+                # Once: what is tried again counts no more towards what an instance may send.
+                if past.rows is None:
+                    past.rows = self._rows_of_past(past)
+                await self._write_rows(past.rows)
             except Exception as error:
                 if not _is_wrong(error):
                     raise
@@ -317,7 +321,7 @@ class Ingest:
         beat.measured = self._clean(message.measured or (), len(HOST_METRICS))
         beat.app_rows = []
         if beat.measured is not None or message.app_measured:
-            beat.at = self._taken_at(known, message.sent_at - known.shift, beat.time)
+            beat.at = self._taken_at(known, message.sent_at, beat.time)
         if beat.at is not None:
             beat.app_rows = self._rows_of_apps(beat.line.identity, known, beat.at, message.app_measured)
 
@@ -326,7 +330,7 @@ class Ingest:
         known, now = self._of(past.line), _now()
         rows: list[Row] = []
         for point in past.message.points:
-            at = self._taken_at(known, point.at - known.shift, now)
+            at = self._taken_at(known, point.at, now)
             if at is None:
                 continue
             values = self._clean(point.measured, len(HOST_METRICS))
@@ -346,8 +350,14 @@ class Ingest:
                 rows.append((identity.tenant_id, identity.instance_id, app_id, at, values, None))
         return rows
 
-    def _taken_at(self, known: _Known, at: datetime, now: datetime) -> datetime | None:
-        """The moment, if it lies within what is taken and the instance has not sent more than it can have measured."""
+    def _taken_at(self, known: _Known, told: datetime, now: datetime) -> datetime | None:
+        """The moment by this panel's clock, if it lies within what is taken and the instance has not sent more than it
+        can have measured.
+        """
+        try:
+            at = told - known.shift
+        except OverflowError:
+            at = told
         if not now - PAST <= at <= now + AHEAD:
             self.dropped["outside_of_24_hours" if at < now else "in_the_future"] += 1
             return None

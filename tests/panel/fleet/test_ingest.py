@@ -225,6 +225,46 @@ async def test_nobody_sends_more_than_can_be_measured(
     assert len(await samples_of(database, other)) == 1
 
 
+async def test_times_that_no_calendar_holds_harm_nobody(ada: Tenant, database: Database, ingest: Ingest) -> None:
+    """The clock of a line is told anew while a heartbeat of the one before waits to be written."""
+    odd, other = await make_instance(database, ada.id), await make_instance(database, ada.id)
+    end = datetime.max.replace(tzinfo=UTC)
+    await asyncio.gather(ingest.heard(odd, beat(1.0, sent_at=end)), ingest.heard(other, beat(1.0)))
+    odd.skew_seconds = -9e8
+    ingest.greeted(odd)
+    await ingest.write_beats()
+    assert [(await instance(database, line)).status for line in (odd, other)] == ["degraded", "online"]
+    assert [len(await samples_of(database, line)) for line in (odd, other)] == [0, 1]
+    await tell(ingest, odd, past(end, datetime.now(UTC) + timedelta(seconds=-9e8)))
+    assert len(await samples_of(database, odd)) == 1
+    assert odd.ended == []
+
+
+async def test_what_is_tried_again_is_not_counted_again(
+    ada: Tenant, database: Database, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that is away for some tries costs none of the past, of which the instance keeps nothing any more."""
+    monkeypatch.setattr(ingest, "_most_points", 10.0)
+    line = await make_instance(database, ada.id)
+    await tell(ingest, line, beat(1.0, state=state_of()))
+    now = datetime.now(UTC)
+    kept = asyncio.create_task(ingest.keep(line, past(*(now - timedelta(minutes=number) for number in range(1, 9)))))
+    await asyncio.sleep(0)
+    with monkeypatch.context() as patch:
+
+        def away(**_: Any) -> Any:
+            raise ConnectionRefusedError
+
+        patch.setattr(database, "begin", away)
+        for _ in range(3):
+            with pytest.raises(ConnectionRefusedError):
+                await ingest.write_past()
+    await ingest.write_past()
+    await kept
+    assert len(await samples_of(database, line)) == 9
+    assert not ingest.dropped
+
+
 async def test_late_samples_leave_a_mark_in_their_hour(ada: Tenant, database: Database, ingest: Ingest) -> None:
     line = await make_instance(database, ada.id)
     now = datetime.now(UTC)
