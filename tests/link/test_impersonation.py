@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from quazzar.link import orders
 from quazzar.link.impersonation import (
+    MOST_REASON,
+    Actor,
     Impersonation,
     TokenOver,
     TokenRefused,
@@ -61,6 +63,12 @@ def test_a_token_says_what_was_signed() -> None:
     made = claims()
     assert read(sign_impersonation(made, KEY)) == made
     assert (made.exp - made.iat, made.aud, made.act.sub) == (60, INSTANCE, made.sub)
+
+
+def test_the_longest_that_can_be_said_is_read_too() -> None:
+    """Whatever the script: a reason and a name of as many characters as there may be, four bytes each."""
+    made = claims(reason="\U0001f4be" * MOST_REASON, act=Actor(sub=claims().sub, name="\U0001f468" * MOST_REASON))
+    assert read(sign_impersonation(made, KEY)) == made
 
 
 def test_it_is_good_for_a_minute_and_for_a_panel_whose_clock_is_ahead(clock: Any) -> None:
