@@ -203,19 +203,20 @@ class Delivery:
                 one.end(is_own)
 
     async def apply(self, reports: Sequence[tuple[Socket, Report]]) -> list[bool]:
-        """Write reports down, at most one about each order, and carry their rollouts on. Gives of each whether it was
-        the instance's own; one about an order that is not known any more is nobody's, and counts as such.
+        """Write reports down, of several about one order the newest, and carry their rollouts on. Gives of each whether
+        it was the instance's own; one about an order that is not known any more is nobody's, and counts as such.
         """
         async with self._all_tenants() as session:
             ids = {report.order_id for _, report in reports if _ORDER_ID.match(report.order_id)}
             found = await upkeep.find_orders(session, ids)
             orders = {row.order_id: row for row in found}
             own = [_is_own(socket, orders.get(report.order_id)) for socket, report in reports]
-            words = [
+            known = [
                 _word(socket, report)
                 for (socket, report), is_own in zip(reports, own, strict=True)
                 if is_own and report.order_id in orders
             ]
+            words = list({word.order_id: word for word in sorted(known, key=lambda word: word.sequence)}.values())
             tenants = {orders[word.order_id].command_id: orders[word.order_id].tenant_id for word in words}
             await upkeep.lock_commands(session, tenants)
             news = await upkeep.apply_words(session, words)

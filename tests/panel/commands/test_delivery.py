@@ -10,7 +10,7 @@ from sqlalchemy import exc
 
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
-from quazzar.link.messages import CLOSE_MALFORMED, CLOSE_REFUSED, CLOSE_REVOKED, MOST_OUTPUT
+from quazzar.link.messages import CLOSE_MALFORMED, CLOSE_REFUSED, CLOSE_REVOKED, MOST_OUTPUT, Report
 from quazzar.panel.commands import upkeep
 from quazzar.settings import Settings
 from tests.conftest import RunningApp
@@ -292,6 +292,26 @@ async def test_one_report_that_can_not_be_written_keeps_no_other_from_it(
     await until(lambda: bad.closed is not None and good.reported)
     assert (bad.closed, good.closed) == (CLOSE_MALFORMED, None)
     await good.cut()
+
+
+@pytest.mark.parametrize("newest", [0, 1, 2])
+async def test_of_several_words_about_one_order_the_newest_counts(
+    newest: int, ada: Tenant, process: PanelProcess, instance: FakeInstance
+) -> None:
+    """What a line that has broken has brought may still wait for the database when the next one says more: all of them
+    are acknowledged, so none comes again.
+    """
+    await instance.connect(process)
+    made = await give(ada.http, [instance.id])
+    order = await instance.order()
+    socket = process.hub.sockets[instance.id]
+    at = datetime.now(UTC)
+    reports = [Report(order_id=order.order_id, sequence=1 + number, status="running", at=at) for number in range(2)]
+    reports.insert(newest, Report(order_id=order.order_id, sequence=9, status="completed", at=at, output="done"))
+    assert await process.delivery.apply([(socket, report) for report in reports]) == [True] * 3
+    body = await shown(ada.http, made)
+    assert (body["status"], body["instances"][0]["output"]) == ("completed", "done")
+    await instance.cut()
 
 
 async def test_while_the_database_is_away_reports_wait(
