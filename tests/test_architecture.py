@@ -64,7 +64,9 @@ PUBLIC = {
 
 
 def operations(realm: str) -> Iterator[tuple[str, Endpoint]]:
-    app = Litestar([instance_router() if realm == "instance" else panel_router()], openapi_config=None)
+    app = Litestar(
+        [instance_router() if realm == "instance" else panel_router()], openapi_config=None, logging_config=None
+    )
     for route in app.routes:
         if isinstance(route, HTTPRoute):
             path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path_format)
@@ -138,7 +140,9 @@ def test_handlers_are_short_and_described(realm: str) -> None:
 
 @pytest.mark.parametrize("realm", ["instance", "panel"])
 def test_every_websocket_is_guarded(realm: str) -> None:
-    app = Litestar([instance_router() if realm == "instance" else panel_router()], openapi_config=None)
+    app = Litestar(
+        [instance_router() if realm == "instance" else panel_router()], openapi_config=None, logging_config=None
+    )
     for route in app.routes:
         if isinstance(route, WebSocketRoute):
             guards = [guard for guard in route.route_handler.resolve_guards() if isinstance(guard, Guard)]

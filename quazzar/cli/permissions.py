@@ -59,7 +59,7 @@ def operations() -> Iterator[tuple[str, Endpoint]]:
 
     from quazzar.app import panel_router  # noqa: PLC0415
 
-    for route in Litestar([panel_router()], openapi_config=None).routes:
+    for route in Litestar([panel_router()], openapi_config=None, logging_config=None).routes:
         if isinstance(route, HTTPRoute):
             path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path_format)
             for method, (handler, _) in route.route_handler_map.items():

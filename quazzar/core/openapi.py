@@ -76,6 +76,8 @@ def build_document(router: Router, *, title: str, description: str) -> dict[str,
         route_handlers=[router],
         request_class=JsonRequest,
         openapi_config=OpenAPIConfig(title=title, version=__version__, description=description),
+        # It would take the root logger of whoever asks for a document.
+        logging_config=None,
     )
     document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(app.openapi_schema.to_schema()))
     document.pop("servers", None)

@@ -55,6 +55,7 @@ async def asgi(database: Database, keyring: Keyring) -> Litestar:
         dependencies={"session": Provide(provide_session)},
         exception_handlers=exception_handlers,
         openapi_config=None,
+        logging_config=None,
         state=State({"database": database, "keyring": keyring}),
     )
 
