@@ -335,6 +335,27 @@ async def test_while_the_database_is_away_reports_wait(
     await instance.cut()
 
 
+async def test_an_order_that_was_marked_and_did_not_leave_is_sent_all_the_same(
+    ada: Tenant, process: PanelProcess, instance: FakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the answer to the commit was lost: nobody waits for the time of unanswered orders."""
+    await instance.connect(process)
+    real, tries = process.delivery._send_orders, []
+
+    async def send_orders(orders: Any, contents: Any) -> None:
+        if orders:
+            tries.append(orders)
+            if len(tries) == 1:
+                raise exc.DBAPIError("x", {}, OSError(), connection_invalidated=True)
+        await real(orders, contents)
+
+    monkeypatch.setattr(process.delivery, "_send_orders", send_orders)
+    await give(ada.http, [instance.id])
+    await instance.order()
+    assert len(tries) == 2
+    await instance.cut()
+
+
 async def test_a_revoked_instance_is_cut_and_told_nothing_more(
     ada: Tenant, process: PanelProcess, instance: FakeInstance
 ) -> None:
