@@ -212,7 +212,7 @@ class Test(msgspec.Struct, frozen=True):
 
 
 async def known_channels(session: AsyncSession, scope: Scope, ids: Collection[str]) -> set[str]:
-    """Which of these are channels of the scope."""
+    """Which of these are channels of the scope; nobody deletes them before the transaction has ended."""
     return await store.find_known(scope, session, ids)
 
 

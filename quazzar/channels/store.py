@@ -48,9 +48,10 @@ async def find_enabled(scope: Scope, session: AsyncSession, ids: Collection[str]
 
 
 async def find_known(scope: Scope, session: AsyncSession, ids: Collection[str]) -> set[str]:
-    """Those of `ids` that exist."""
+    """Those of `ids` that exist; they are there until this transaction has ended."""
     query = select(NotificationChannel.id).where(scope.condition, NotificationChannel.id.in_(ids))
-    return set((await session.execute(query)).scalars())
+    locked = query.order_by(NotificationChannel.id).with_for_update(read=True, key_share=True)
+    return set((await session.execute(locked)).scalars())
 
 
 async def get_channel(scope: Scope, session: AsyncSession, channel_id: str, *, lock: bool = False) -> Found | None:

@@ -301,6 +301,27 @@ async def test_lists_are_paged_and_bounded(
     assert {answer.json().get("code") for answer in answers} == {None, "alert_rule_limit_reached"}
 
 
+async def test_a_channel_is_not_deleted_between_a_look_and_the_rule_that_names_it(
+    client: httpx.AsyncClient, owner: Headers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = {"kind": "webhook", "name": "About to go", "url": "https://example.com/hook"}
+    channel = (await client.post(CHANNELS, json=hook, headers=owner)).json()["id"]
+    looked, deleting = rules.known_channels, []
+
+    async def known_channels(*args: Any) -> set[str]:
+        known = await looked(*args)
+        deleting.append(asyncio.create_task(client.delete(f"{CHANNELS}/{channel}", headers=owner)))
+        await asyncio.wait(deleting, timeout=0.5)
+        return known
+
+    monkeypatch.setattr(rules, "known_channels", known_channels)
+    made = await client.post(RULES, json=DISK | {"channels": [channel]}, headers=owner)
+    deleted = await deleting[0]
+    assert (made.status_code, deleted.status_code, deleted.json()["code"]) == (201, 409, "channel_in_use")
+    assert (await client.delete(f"{RULES}/{made.json()['id']}", headers=owner)).status_code == 204
+    assert (await client.delete(f"{CHANNELS}/{channel}", headers=owner)).status_code == 204
+
+
 async def test_the_same_key_makes_one_rule(client: httpx.AsyncClient, owner: Headers) -> None:
     headers = owner | {"Idempotency-Key": new_id("x")}
     first, second = [await client.post(RULES, json=DISK, headers=headers) for _ in range(2)]
