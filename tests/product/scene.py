@@ -131,6 +131,16 @@ class Scene:
             assert time.monotonic() < end, f"still {app['status']}: {app['status_reason']}\n{self.product.tail()}"
             time.sleep(0.05)
 
+    def revive(self, app_id: str) -> None:
+        """Start an app that has ended with the engine, which then leaves it stopped when it was killed itself."""
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            app = self.settled(app_id)
+            if app is not None and app["status"] in {"stopped", "crashed"}:
+                self.ask("POST", f"/api/apps/{app_id}/start")
+                return
+            time.sleep(0.2)
+
     def running(self, app_id: str, seconds: float = 180) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while True:

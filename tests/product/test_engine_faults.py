@@ -60,12 +60,16 @@ class Trouble:
 
 
 class Stage:
-    def __init__(self, found: Scene, line: EngineLine) -> None:
+    def __init__(self, found: Scene, line: EngineLine, *, live_restore: bool) -> None:
         self.scene = found
         self.line = line
+        self._live_restore = live_restore
 
-    def broken(self, name: FaultName, calls: int, operation: Callable[[], str]) -> None:
-        """Carry an operation out (which gives the job's id) while the engine has trouble at one of its calls."""
+    def broken(self, name: FaultName, calls: int, app_id: str, operation: Callable[[], str]) -> None:
+        """Carry an operation out (which gives the job's id) while the engine has trouble at one of its calls.
+
+        `app_id` is the app that has to run afterwards.
+        """
         trouble = Trouble(self.scene.engine, name)
         when: When = random.choice(["before", "after"])
         number = random.randrange(calls)
@@ -79,6 +83,8 @@ class Stage:
         call = self.line.calls[number] if number < len(self.line.calls) else "none"
         what = f"{name} {when} {number} ({call})" if happened else "nothing"
         print(f"{what}: {job['kind']} {job['status']} {job['error'] or ''}")
+        if happened and not self._live_restore:
+            self.scene.revive(app_id)
 
 
 LIVE_RESTORE = {"containers-live-on": True, "containers-end-with-the-engine": False}
@@ -99,7 +105,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     try:
         with scene(folder, through=through, live_restore=LIVE_RESTORE[request.param]) as found:
-            yield Stage(found, lines[0])
+            yield Stage(found, lines[0], live_restore=LIVE_RESTORE[request.param])
     finally:
         for line in lines:
             line.stop()
@@ -136,14 +142,14 @@ def test_update_and_rollback(stage: Stage, fault: FaultName) -> None:
     for _ in range(points()):
         word = found.fresh_word(app_id)
         found.forget_image("2.0")
-        stage.broken(fault, update_calls, lambda: update("2.0"))
+        stage.broken(fault, update_calls, app_id, lambda: update("2.0"))
         version = found.running(app_id)["version"]
         found.whole(app_id, version=version, word=word if version == "1.0" else f"2:{word}")
         if version == "1.0":
             assert found.job(update("2.0"))["status"] == "completed"
             found.whole(app_id, version="2.0", word=f"2:{word}")
         later = found.fresh_word(app_id, before="2:")
-        stage.broken(fault, rollback_calls, rollback)
+        stage.broken(fault, rollback_calls, app_id, rollback)
         version = found.running(app_id)["version"]
         found.whole(app_id, version=version, word=word if version == "1.0" else f"2:{later}")
         if version == "2.0":
@@ -171,12 +177,12 @@ def test_clone_and_uninstall(stage: Stage, fault: FaultName) -> None:
     uninstall_calls = calls_of(stage, uninstall)
     for _ in range(points()):
         word = found.fresh_word(app_id)
-        stage.broken(fault, clone_calls, clone)
-        copy = found.settled(made[-1])
+        stage.broken(fault, clone_calls, app_id, clone)
         found.whole(app_id, version="1.0", word=word)
+        copy = found.settled(made[-1])
         if copy is not None and copy["status"] == "running":
             found.whole(made[-1], version="1.0", word=word)
-        stage.broken(fault, uninstall_calls, uninstall)
+        stage.broken(fault, uninstall_calls, app_id, uninstall)
         assert found.settled(made[-1]) is None
         found.gone(made[-1])
     found.remove(app_id)

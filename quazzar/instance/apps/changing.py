@@ -190,7 +190,8 @@ class _Changing:
         """The verdict once the app has settled and, where nothing checks its health, stayed up without a restart."""
         verdict = await settled(self.work)
         finite = {one.name for one in self.work.expected if one.finite}
-        if not all(service.healthcheck is not None or service.name in finite for service in spec.services):
+        checked = all(service.healthcheck is not None or service.name in finite for service in spec.services)
+        if verdict.settled and not checked:
             verdict = await self._steady(verdict)
         if verdict.status == "running" and not verdict.settled:
             return Verdict("unhealthy", "The app did not get healthy in time")

@@ -36,6 +36,12 @@ async def find_source(session: AsyncSession, app_id: str) -> Source | None:
     return _source((await session.execute(statement)).one_or_none())
 
 
+async def run_again(session: AsyncSession, app_id: str, *, job_id: str) -> None:
+    """The app that the job holds has to run again afterwards, whatever its row said before."""
+    held = (App.id == app_id, App.job_id == job_id, App.status == "stopping")
+    await session.execute(update(App).where(*held).values(status="restarting", updated_at=func.clock_timestamp()))
+
+
 async def hold_source(session: AsyncSession, app_id: str, *, job_id: str, seconds: float) -> Source | None:
     """Keep an app from every other operation while the job copies it; None when it is gone or busy.
 

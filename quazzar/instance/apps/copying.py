@@ -12,6 +12,7 @@ from quazzar.instance.apps.jobs import INSTALL_SECONDS
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import Desired
 from quazzar.instance.apps.runtimes.base import AppState, RuntimeFailure
+from quazzar.instance.apps.runtimes.plan import STOPPABLE
 from quazzar.instance.apps.truth import judge, services_view
 from quazzar.instance.apps.work import Work, bring_up, operation
 
@@ -38,6 +39,11 @@ async def _copy(work: Work, source_id: str) -> None:
             raise RuntimeFailure("The app to be copied is gone, or in another operation", code="source_busy")
         source = Work(work.run, found.held, found.status)
         try:
+            if source.status == "stopping" and await _runs(source):
+                # Some of it still does, or the engine has started it while nobody looked: its data must stand still.
+                async with work.database.begin() as session:
+                    await clone_store.run_again(session, source_id, job_id=work.run.job_id)
+                source.status = "restarting"
             if source.status == "restarting":
                 work.step(0.05, f"Stopping {source.app.name} while its data is copied")
                 await source.patiently(lambda: source.runtime.stop(source_id))
@@ -51,6 +57,11 @@ async def _copy(work: Work, source_id: str) -> None:
         event = AppCloned(app_id=source_id, name=source.app.name, clone_id=work.app.id)
         publish(session, event, subject=source_id)
     work.app = msgspec.structs.replace(work.app, copies_from=None)
+
+
+async def _runs(source: Work) -> bool:
+    state = await source.patiently(lambda: source.runtime.get(source.app.id))
+    return state is not None and any(one.status in STOPPABLE for one in state.services)
 
 
 async def _let_go(source: Work, desired: Desired, *, patiently: bool) -> None:

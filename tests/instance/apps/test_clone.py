@@ -81,6 +81,22 @@ async def test_a_clone(app: RunningApp, admin: httpx.AsyncClient, engine: Memory
     assert engine.volumes[source["id"]] == {"data", "db"}
 
 
+async def test_what_still_runs_of_a_crashed_app_stands_still_while_it_is_copied(
+    app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine, web: str
+) -> None:
+    source = await source_of(admin, engine, web)
+    engine.crash(source["id"], "web", exit_code=3)
+    await until(admin, source["id"], "crashed")
+    assert engine.container(source["id"], "db").status == "running"
+    calls = len(engine.calls)
+    copy = (await clone(admin, source["id"])).json()
+    await until(admin, copy["id"], "running")
+    steps = engine.calls[calls:]
+    assert steps.index("stop:db") < steps.index("copy:data") < steps.index("start:db")
+    after = await until(admin, source["id"], "running")
+    assert {one["status"] for one in after["services"]} == {"running"}
+
+
 async def test_what_stands_still_is_not_started(admin: httpx.AsyncClient, engine: MemoryEngine, web: str) -> None:
     source = await source_of(admin, engine, web)
     await operate(admin, source["id"], "stop", "stopped")
