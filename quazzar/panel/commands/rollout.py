@@ -34,7 +34,7 @@ are `called` until their order is sent, or `lapsed` when the instance went offli
 instance's last word, or `lost` when nothing was heard for too long. Afterwards they are `settling` while the instance
 is watched, then `settled` or `worse`.
 """
-OVER: Final = ("completed", "failed", "expired", "cancelled", "skipped")
+OVER: Final[tuple[Condition, ...]] = ("completed", "failed", "expired", "cancelled", "skipped")
 WAITING: Final = ("present", "absent")
 UNDER_WAY: Final = ("called", "flying", "settling")
 
@@ -93,7 +93,7 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """It is the next batch's turn, from `next_at` on."""
+    """It is the turn of the batches up to this one, from `next_at` on."""
 
     batch: int
     next_at: datetime
@@ -139,10 +139,16 @@ class _Tally:
 
     def next_open(self, batch: int) -> int | None:
         """The first batch after this one that is not through."""
-        later = [
-            number for (number, what), count in self._counts.items() if number > batch and count and what not in OVER
+        return min(self._after(batch, *OVER), default=None)
+
+    def next_there(self, batch: int) -> int | None:
+        """The first batch after this one for which somebody is there, else the last that is not through."""
+        return min(self._after(batch, "absent", *OVER), default=max(self._after(batch, *OVER), default=None))
+
+    def _after(self, batch: int, *but: Condition) -> list[int]:
+        return [
+            number for (number, what), count in self._counts.items() if number > batch and count and what not in but
         ]
-        return min(later, default=None)
 
 
 def decide(plan: Plan, place: Place, counts: Counts, now: datetime) -> Move | None:
@@ -233,7 +239,8 @@ def _onwards(plan: Plan, place: Place, tally: _Tally, now: datetime) -> Move | N
     if plan.canary and place.batch == 1:
         # Canaries that are offline are waited for: without one nothing is proved.
         through = through and not tally.of("absent", upto=1)
-    following = tally.next_open(place.batch)
+    # Without pauses, batches that nobody is there for pass in the same moment: as one move, however many they are.
+    following = tally.next_open(place.batch) if plan.pause else tally.next_there(place.batch)
     if through and following is not None:
         return Turn(following, now + plan.pause)
     return None

@@ -4,6 +4,8 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -287,3 +289,29 @@ def test_waiting_units_hold_up_no_batch_but_the_canary() -> None:
     assert decide(plan(), running(), counts, NOW) == Turn(2, NOW)
     assert decide(plan(canary=2), running(), counts, NOW) is None
     assert WAITING == ("present", "absent")
+
+
+@pytest.mark.parametrize("offline", ["queue", "skip", "fail"])
+def test_batches_that_nobody_is_there_for_are_passed_in_few_moves(offline: Any) -> None:
+    """Each move is statements in one transaction: thousands of offline instances must not make it thousands of them."""
+    counts: dict[tuple[int, Condition], int] = {(1, "completed"): 1}
+    counts |= {(number, "absent"): 1 for number in range(2, 3002)} | {(3002, "present"): 1}
+    place, moves = running(), []
+    while (move := decide(plan(offline=offline), place, counts, NOW)) is not None:
+        moves.append(move)
+        match move:
+            case Turn():
+                place = msgspec.structs.replace(place, batch=move.batch, next_at=move.next_at)
+            case End():
+                upto = move.batch or 10**6
+                counts = {key: count for key, count in counts.items() if key[1] != "absent" or key[0] > upto}
+            case Begin():
+                counts = {(batch, "called" if what == "present" else what): 1 for batch, what in counts}
+            case _:
+                break
+        assert len(moves) < 10
+    assert any(isinstance(move, Begin) for move in moves)
+    # But each pause is a pause.
+    paused = plan(offline="queue", pause=timedelta(minutes=1))
+    waiting: Counts = {(1, "completed"): 1, (2, "absent"): 1, (3, "absent"): 1}
+    assert decide(paused, running(), waiting, NOW) == Turn(2, NOW + timedelta(minutes=1))
