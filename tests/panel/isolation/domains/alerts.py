@@ -21,6 +21,11 @@ async def channel(side: Side) -> str:
 
 
 @thing
+async def other_channel(side: Side) -> str:
+    return await channel(side)
+
+
+@thing
 async def alert_rule(side: Side) -> str:
     """One that is switched off, so that nobody looks after its alerts. A row, since without any wall there are as many
     rules as one tenant may have.
@@ -53,8 +58,8 @@ async def alert(side: Side) -> str:
 
 
 PLACES: Final[dict[str, Any]] = {
-    "targets": {"instances": [Ref("instance")], "groups": [Ref("group")]},
-    "channels": [Ref("channel")],
+    "targets": {"instances": [Ref("instance")], "groups": [Ref("group"), Ref("other_group")]},
+    "channels": [Ref("channel"), Ref("other_channel")],
 }
 
 row("GET /api/fleet/alerts", shows="alert", query={"instance_id": Ref("instance"), "rule_id": Ref("alert_rule")})
