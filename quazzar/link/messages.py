@@ -30,6 +30,8 @@ CLOSE_PROTOCOL: Final = 4426
 CLOSE_MALFORMED: Final = 4400
 
 Short = Annotated[str, Meta(max_length=200)]
+Recorded = Annotated[str, Meta(max_length=100, pattern=r"^[^\x00]*\Z")]
+"""What goes into an audit log, which has no place for NUL."""
 Moment = Annotated[datetime, Meta(tz=True)]
 Bytes64 = Annotated[int, Meta(ge=0, le=2**53)]
 Values = Annotated[list[float | None], Meta(max_length=MOST_VALUES)]
@@ -157,8 +159,8 @@ class Deed(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     number: Annotated[int, Meta(ge=1, le=2**53)]
     at: Moment
-    action: Annotated[str, Meta(max_length=100)]
-    subject: Annotated[str, Meta(max_length=100)] | None = None
+    action: Recorded
+    subject: Recorded | None = None
     outcome: Literal["done", "refused", "failed"] = "done"
     by_guest: bool = True
 
@@ -168,7 +170,7 @@ class Deeds(Message, tag="deeds"):
     numbers, sent again until they are `Noted`.
     """
 
-    impersonation_id: Annotated[str, Meta(max_length=64)]
+    impersonation_id: Recorded
     deeds: Annotated[list[Deed], Meta(max_length=MOST_DEEDS)]
 
 

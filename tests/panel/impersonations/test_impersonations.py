@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from quazzar.core.db import Database
 from quazzar.link.impersonation import open_impersonation
-from quazzar.link.messages import Deed, Deeds, Noted
+from quazzar.link.messages import Deed, Deeds, LinkProblem, Noted, pack, unpack_from_instance
 from quazzar.panel.fleet.authority import Authority
 from quazzar.panel.impersonations import noting
 from quazzar.panel.impersonations.noting import note
@@ -320,3 +320,17 @@ async def test_the_log_can_not_be_filled(
     for start in (1, 4, 7):
         await tell(database, ada, instance, *(deed(start + n) for n in range(3)), jti=jti)
     assert len(await records(database, ada)) == 1 + 5
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Deeds(impersonation_id="imp_\x00", deeds=[]),
+        Deeds(impersonation_id="imp_x", deeds=[deed(1, "app.\x00")]),
+        Deeds(impersonation_id="imp_x", deeds=[deed(1, subject="\x00")]),
+    ],
+)
+def test_what_the_log_has_no_place_for_is_no_message(odd: Deeds) -> None:
+    """Its line ends as one that can't be understood, and not by a fault of the panel."""
+    with pytest.raises(LinkProblem):
+        unpack_from_instance(pack(odd))
