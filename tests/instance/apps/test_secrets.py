@@ -105,8 +105,8 @@ def paths(document: dict[str, Any]) -> Iterator[str]:
             yield path
 
 
-async def everything(app: RunningApp, client: httpx.AsyncClient, ids: list[str]) -> dict[str, str]:
-    """All that the API tells, by path."""
+async def everything(client: httpx.AsyncClient, ids: list[str], **export: str) -> dict[str, str]:
+    """All that the API tells, by path; `export` says what of an app is asked for to take it elsewhere."""
     document = (await client.get("/api/openapi.json")).json()
     found = {}
     for path in paths(document):
@@ -114,7 +114,8 @@ async def everything(app: RunningApp, client: httpx.AsyncClient, ids: list[str])
             if path.endswith("/exec"):
                 continue
             full = path.replace("{app_id}", app_id)
-            answer = await client.get(full, params={"limit": 200} if path.count("{") == 0 else {})
+            params = export if path.endswith("/export") else {"limit": "200"} if path.count("{") == 0 else {}
+            answer = await client.get(full, params=params)
             if answer.status_code == 400:
                 answer = await client.get(full)
             found[full] = answer.text
@@ -162,9 +163,12 @@ async def test_s29_s33_no_secret_is_told_or_stored_in_the_clear(
     known |= {*given(engine, trashed["id"])}
     assert (await admin.delete(f"/api/apps/{trashed['id']}")).status_code == 204
     ids = [app_id, copy["id"], imported["id"]]
-    told = await everything(app, admin, ids)
+    # Who may see secrets has them in an export, unless told otherwise; nobody else ever.
+    told = await everything(admin, ids, secrets="false")
+    assert f"{CANARY}-2" in (await admin.get(f"/api/apps/{app_id}/export")).text
     async with key_client(app, admin, ["apps:read", "jobs:read", "audit:read"]) as reader:
-        told |= {f"as a reader: {path}": body for path, body in (await everything(app, reader, ids)).items()}
+        assert (await reader.get(f"/api/apps/{app_id}/export?secrets=true")).status_code == 403
+        told |= {f"as a reader: {path}": body for path, body in (await everything(reader, ids)).items()}
     told["/api/apps?trashed=true"] = (await admin.get("/api/apps?trashed=true")).text
     for dry in (f"/api/apps/{app_id}/update?dry_run=true",):
         told[dry] = (await admin.post(dry, json={})).text
