@@ -605,7 +605,7 @@ def test_who_comes_while_too_many_handshakes_are_made_is_turned_away_at_once(
         silent = [stack.enter_context(dial(server)) for _ in range(3)]
         for _ in range(5):
             with dial(server) as more:
-                more.settimeout(5)
+                more.settimeout(20)
                 assert more.recv(1) == b""
         # Who is through keeps what they have, and once there is room again others come in.
         done.sendall(OPEN + b"Connection: close\r\n\r\n")
