@@ -259,8 +259,8 @@ class Application:
             )
             collector = Collector(database, self._runtime)
             usage = collector.usage
-            updater = AutoUpdater(database, keyring, settings)
             self._machine = MachineWatch(self._runtime)
+            updater = AutoUpdater(database, keyring, settings, self._machine)
             meters = (collector, DiskMeter(database, self._runtime), self._machine)
             on_engine = [self._reconciler, *meters, self._terminals, updater]
         if "panel" in modes:

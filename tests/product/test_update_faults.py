@@ -19,8 +19,7 @@ from tests.product.scene import Scene, scene
 
 pytestmark = [pytest.mark.component("docker"), pytest.mark.timeout(600)]
 
-DISK_BYTES = 2 * 1024**3
-"""More than an install leaves free of a disk, with what its images may take."""
+DISK_BYTES = 3 * 1024**3
 
 
 @pytest.fixture(scope="module")
@@ -173,33 +172,56 @@ def test_two_at_once_and_one_is_taken(stage: Scene, before: Before) -> None:
 @contextlib.contextmanager
 def full(stage: Scene, *, but_bytes: int) -> Iterator[None]:
     """The engine's disk is full but for some bytes."""
-    filler = stage.engine.folder / "data" / "filler"
+    folder = stage.engine.folder / "data"
+    filler = folder / "filler"
     try:
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(filler.parent).free - 8 * 1024 * 1024)
-            file.seek(0, os.SEEK_END)
-            while True:
-                file.write(bytes(256 * 1024))
-        size = filler.stat().st_size
-        with filler.open("rb+") as file:
-            file.truncate(max(0, size - but_bytes))
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - but_bytes)
         yield
     finally:
         filler.unlink()
 
 
-def test_a_disk_that_is_full_in_a_pull(stage: Scene, before: Before) -> None:
-    with full(stage, but_bytes=1024 * 1024):
-        assert before.fails().startswith(f"The disk of the engine is full (image {stage.host}/web@sha256:")
+@contextlib.contextmanager
+def asked_before(stage: Scene, before: Before) -> Iterator[str]:
+    """An update that is accepted, and does not get on within the block."""
+    stage.engine.freeze()
+    try:
+        yield before.update()
+    finally:
+        stage.engine.thaw()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_done(stage: Scene, before: Before) -> None:
+    with full(stage, but_bytes=1024**3):
+        plan = stage.ask("POST", f"{before.path}/update?dry_run=true", {"version": "2.0"})
+        assert plan["refusals"].keys() == {"disk_bytes"}
+        refused = stage.http.post(f"{before.path}/update", json={"version": "2.0"})
+        assert (refused.status_code, refused.json()["code"]) == (409, "does_not_fit")
+        assert refused.json()["details"] == plan["refusals"]
         before.is_untouched()
     before.can_be_updated()
 
 
-def test_a_disk_that_is_full_in_the_copy_of_the_data(stage: Scene, before: Before) -> None:
+def test_a_disk_that_fills_in_a_pull(stage: Scene, before: Before) -> None:
+    with contextlib.ExitStack() as block:
+        with asked_before(stage, before) as job_id:
+            block.enter_context(full(stage, but_bytes=1024 * 1024))
+        job = stage.job(job_id)
+        assert job["status"] == "failed"
+        assert job["error"].startswith(f"The disk of the engine is full (image {stage.host}/web@sha256:")
+        before.is_untouched()
+    before.can_be_updated()
+
+
+def test_a_disk_that_fills_in_the_copy_of_the_data(stage: Scene, before: Before) -> None:
     volume = stage.engine.folder / "data" / "volumes" / f"{before.id}_data" / "_data"
     (volume / "large").write_bytes(bytes(24 * 1024 * 1024))
-    with full(stage, but_bytes=16 * 1024 * 1024):
-        assert before.fails() == "The disk of the engine is full"
+    with contextlib.ExitStack() as block:
+        with asked_before(stage, before) as job_id:
+            block.enter_context(full(stage, but_bytes=16 * 1024 * 1024))
+        job = stage.job(job_id)
+        assert (job["status"], job["error"]) == ("failed", "The disk of the engine is full")
         before.is_whole()
     before.can_be_updated()
 

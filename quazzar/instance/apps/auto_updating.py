@@ -21,6 +21,7 @@ from quazzar.core.db import Database
 from quazzar.core.errors import AppError, Invalid
 from quazzar.core.records import SYSTEM
 from quazzar.instance.apps import changes, updates_store
+from quazzar.instance.apps.room import MachineWatch
 from quazzar.instance.apps.schemas import AppUpdate, NewImage
 from quazzar.instance.apps.service import AppService
 from quazzar.instance.apps.skips import skip
@@ -62,10 +63,13 @@ class Waits(Exception):
 class AutoUpdater:
     """One per process. `start` and `stop` are for the lifespan, `look` for tests too."""
 
-    def __init__(self, database: Database, keyring: Keyring, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, keyring: Keyring, settings: Settings, machine: MachineWatch | None = None
+    ) -> None:
         self._database = database
         self._keyring = keyring
         self._settings = settings
+        self._machine = machine
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -127,7 +131,7 @@ class AutoUpdater:
                 if str(reason) != app.policy.waits_for:
                     await updates_store.set_policy_state(session, app_id, waits_for=str(reason))
                 return False
-            apps = AppService(session, _SELF, keyring=self._keyring, settings=self._settings)
+            apps = AppService(session, _SELF, keyring=self._keyring, settings=self._settings, machine=self._machine)
             await changes.update(apps, app_id, AppUpdate(version=target.version), automatic=True)
             again = next_opening(window, now) if window is not None else now + WINDOWLESS_PAUSE
             await updates_store.set_policy_state(session, app_id, opens_at=again, waits_for=None)
@@ -145,13 +149,14 @@ class AutoUpdater:
             app = await updates_store.lock_candidate(session, app_id)
             if app is None:
                 return
+            details = "; ".join((error.details or {}).values()) if isinstance(error, AppError) else ""
             if not isinstance(error, Invalid):
-                reason = error.message if isinstance(error, AppError) else "The app's secrets can't be read"
+                said = error.message if isinstance(error, AppError) else "The app's secrets can't be read"
+                reason = f"{said}: {details}" if details else said
                 await updates_store.set_policy_state(session, app_id, waits_for=reason)
                 return
             target = target_of(app)
-            details = "; ".join((error.details or {}).values()) or error.message
-            reason = f"It can't be updated without you: {details}"
+            reason = f"It can't be updated without you: {details or error.message}"
             await skip(session, app_id, app.name, version=target.version, digests=target.digests, reason=reason)
 
 

@@ -24,10 +24,10 @@ from quazzar.instance.apps.changes_store import new_snapshot
 from quazzar.instance.apps.dry_run import PlannedUpdate
 from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, NothingToRollBack, PortTaken
 from quazzar.instance.apps.models import AppStatus
-from quazzar.instance.apps.room import larger
+from quazzar.instance.apps.room import IMAGE_BYTES, Claim, larger, refusals
 from quazzar.instance.apps.runtimes.base import RegistryLogin, RuntimeFailure, service_digest
-from quazzar.instance.apps.schemas import AppPatch, AppUpdate, FullAppRow, PortOut, UpdatePlan, VolumeOut
-from quazzar.instance.apps.service import AppService
+from quazzar.instance.apps.schemas import AppPatch, AppUpdate, FullAppRow, PortOut, UpdatePlan
+from quazzar.instance.apps.service import AppService, outline
 from quazzar.instance.registries.service import logins_for
 from quazzar.instance.templates.config import check_config
 from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
@@ -96,8 +96,8 @@ async def update(apps: AppService, app_id: str, data: AppUpdate, *, automatic: b
     settled, becomes = await _updated(apps, app_id, data)
     if becomes.refusals:
         raise PortTaken(details=becomes.refusals)
-    former = await room_store.get_claim(apps.session, app_id)
-    await apps.require_room(claim_of_app(becomes.app, apps.keyring), app_id=app_id, former=former)
+    claim, former = await _claims_of_update(apps, settled.held, becomes)
+    await apps.require_room(claim, app_id=app_id, former=former)
     before, after = {"version": settled.held.version}, {"version": becomes.app.version}
     audit(apps.session, "app.update", subject=app_id, before=before, after=after)
     await _hold_ports(apps, app_id, becomes)
@@ -108,31 +108,28 @@ async def update(apps: AppService, app_id: str, data: AppUpdate, *, automatic: b
 async def plan_update(apps: AppService, app_id: str, data: AppUpdate) -> PlannedUpdate:
     """What `update` would do, as far as that can be said without asking registries; nothing is done.
 
-    Raises as `update`, but tells of ports that are taken in `refusals`.
+    Raises as `update`, but tells in `refusals` of ports that are taken and of what there is no room for.
     """
     settled, becomes = await _updated(apps, app_id, data)
     template, spec = template_of(becomes.app), becomes.spec
-    images, notes = sorted({service.image for service in spec.services}), list(template.notes)
-    logins: dict[str, RegistryLogin] = {}
-    try:
-        logins = await logins_for(apps.session, apps.keyring, images)
-    except RuntimeFailure as failure:
-        notes.append(failure.reason)
-    limits = [service.resources.memory_bytes for service in spec.services]
+    claim, former = await _claims_of_update(apps, settled.held, becomes)
+    room = await apps.rooms(claim, but=app_id)
     plan = UpdatePlan(
         name=becomes.app.name,
         template=becomes.app.template,
         version=becomes.app.version,
         former_version=settled.held.version,
-        images=images,
-        services=[service.name for service in spec.services],
         ports=[msgspec.convert(port, PortOut) for port in shown_ports(template, spec, url_of(apps.settings))["ports"]],
-        volumes=[VolumeOut(name=name) for name in spec.volumes],
-        memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
         snapshot_bytes=await updates_store.get_data_bytes(apps.session, app_id),
-        notes=notes,
-        refusals=becomes.refusals,
+        notes=list(template.notes),
+        refusals=becomes.refusals | refusals(claim, room, former=former),
+        **outline(spec, room),
     )
+    logins: dict[str, RegistryLogin] = {}
+    try:
+        logins = await logins_for(apps.session, apps.keyring, plan.images)
+    except RuntimeFailure as failure:
+        plan.notes.append(failure.reason)
     return PlannedUpdate(
         plan=plan,
         former=build_spec(settled.held, apps.keyring),
@@ -160,6 +157,20 @@ async def roll_back(apps: AppService, app_id: str) -> FullAppRow:
     await _hold_ports(apps, app_id, becomes)
     await _begin(apps, settled, becomes, kind="rollback", snapshot=new_snapshot(), revision=revision.number)
     return await apps.show(app_id)
+
+
+async def _claims_of_update(apps: AppService, app: store.Held, becomes: Reshaped) -> tuple[Claim, Claim]:
+    """What an update needs, and what of that the app has already: of the disk nothing.
+
+    It takes images that the app has not yet, and a copy of the data as it was measured last.
+    """
+    fresh = {service.image for service in becomes.spec.services} - app.images.keys()
+    data_bytes = await updates_store.get_data_bytes(apps.session, app.id) or 0
+    claim, former = claim_of_app(becomes.app, apps.keyring), await room_store.get_claim(apps.session, app.id)
+    return (
+        msgspec.structs.replace(claim, disk_bytes=IMAGE_BYTES * len(fresh) + data_bytes),
+        msgspec.structs.replace(former, disk_bytes=0),
+    )
 
 
 async def _lock(apps: AppService, app_id: str) -> changes_store.Settled:

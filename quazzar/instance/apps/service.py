@@ -79,6 +79,19 @@ class Planned(msgspec.Struct, frozen=True):
     spec: AppSpec
 
 
+def outline(spec: AppSpec, room: Sequence[Room]) -> dict[str, Any]:
+    """The fields of a plan that follow from a spec and from whether there is room for it."""
+    limits = [service.resources.memory_bytes for service in spec.services]
+    return {
+        "images": sorted({service.image for service in spec.services}),
+        "services": [service.name for service in spec.services],
+        "volumes": [VolumeOut(name=name) for name in spec.volumes],
+        "memory_limit_bytes": sum(one for one in limits if one is not None) if all(limits) else None,
+        "host_access": [text for service in spec.services for text in told(service.name, service.host)],
+        "room": [RoomOut(**msgspec.structs.asdict(one)) for one in room],
+    }
+
+
 def visible(principal: Principal) -> list[str] | None:
     """The ids of the apps that a bound key may see; None for a caller that may see all."""
     return sorted(principal.resources) if principal.resources is not None else None
@@ -170,20 +183,14 @@ class AppService:
             refused["name"] = f"The name {name} is taken"
         found = await self.rooms(draft.claim)
         refused |= refusals(draft.claim, found)
-        limits = [service.resources.memory_bytes for service in draft.spec.services]
         plan = AppPlan(
             name=name,
             template=draft.row["template"],
             version=draft.row["version"],
-            images=sorted({service.image for service in draft.spec.services}),
-            services=[service.name for service in draft.spec.services],
             ports=[msgspec.convert(port, PortOut) for port in draft.row["ports"]],
-            volumes=[VolumeOut(name=name) for name in draft.spec.volumes],
-            memory_limit_bytes=sum(one for one in limits if one is not None) if all(limits) else None,
-            host_access=[text for service in draft.spec.services for text in told(service.name, service.host)],
-            room=[RoomOut(**msgspec.structs.asdict(one)) for one in found],
             refusals=refused,
             notes=list(draft.template.notes),
+            **outline(draft.spec, found),
         )
         return Planned(plan, draft.spec)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -9,6 +10,9 @@ import psutil
 import pytest
 from sqlalchemy import text
 
+from quazzar.core.crypto import Keyring
+from quazzar.instance.apps.auto_updating import AutoUpdater
+from quazzar.instance.apps.disks import DiskMeter
 from quazzar.instance.apps.room import DISK_RESERVE_BYTES, GIB, IMAGE_BYTES, MIB, Claim, claim_of, refusals, rooms
 from quazzar.instance.apps.runtimes.base import Machine, RuntimeFailure
 from quazzar.instance.apps.runtimes.memory import MemoryEngine
@@ -16,7 +20,18 @@ from quazzar.instance.apps.spec import AppSpec, ResourceSpec, ServiceSpec
 from quazzar.instance.templates.template import Needs
 from quazzar.settings import Apps
 from tests.conftest import RunningApp
-from tests.factories.apps import add_template, begin_install, engine_of, install, job_of, show, unique, until
+from tests.factories.apps import (
+    add_template,
+    begin_install,
+    engine_of,
+    install,
+    job_of,
+    runtime_of,
+    show,
+    unique,
+    until,
+)
+from tests.instance.apps.test_changes import old_app
 
 SMALL = """\
 x-quazzar: {slug: SLUG, version: "1", title: Small, needs: {memory: 10m, disk: 300m}}
@@ -247,3 +262,32 @@ async def test_a_dry_run_tells_the_sums(app: RunningApp, admin: httpx.AsyncClien
     assert set(engine.calls[calls:]) <= {"present", "list", "events", "measure", "machine"}
     assert await rows(app) == before
     assert await reserved(app, "memory_limit_bytes") == held
+
+
+async def test_an_update_needs_room_for_new_images_and_a_copy_of_the_data(
+    app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine, keyring: Keyring
+) -> None:
+    made = await old_app(admin, engine)
+    path = f"/api/apps/{made['id']}"
+    engine.volume_bytes[made["id"], "data"] = 40 * MIB
+    await DiskMeter(app.database, runtime_of(app)).measure()
+    needed = IMAGE_BYTES + 40 * MIB
+    await admin.patch(path, json={"auto_update": {"enabled": True}})
+    await admin.post(f"{path}/check-updates")
+    updater = AutoUpdater(app.database, keyring, app.settings, app.asgi.app.state.machine)
+    await set_machine(app, disk_free_bytes=DISK_RESERVE_BYTES + needed - 1)
+    plan = (await admin.post(f"{path}/update?dry_run=true", json={})).json()
+    assert plan["refusals"].keys() == {"disk_bytes"}
+    [disk] = [one for one in plan["room"] if one["resource"] == "disk_bytes"]
+    assert (disk["needed"], disk["available"]) == (needed, needed - 1)
+    no_room(await admin.post(f"{path}/update", json={}), "disk_bytes")
+    assert await updater.look(datetime.now(UTC)) is None
+    waits_for = (await show(admin, made["id"]))["auto_update_state"]["waits_for"]
+    assert waits_for.startswith("The machine has no room for this: ")
+    assert "needed" in waits_for
+    # Images that it has already, and no more than its data.
+    await set_machine(app, disk_free_bytes=DISK_RESERVE_BYTES + 40 * MIB)
+    assert (await admin.post(f"{path}/update?dry_run=true", json={"version": "1.0"})).json()["refusals"] == {}
+    await set_machine(app, disk_free_bytes=DISK_RESERVE_BYTES + needed)
+    assert await updater.look(datetime.now(UTC)) == made["id"]
+    assert (await until(admin, made["id"], "running", seconds=30))["version"] == "2.0"
