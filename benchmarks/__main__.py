@@ -288,6 +288,12 @@ def fleet(_: Lab) -> None:
     subprocess.run([sys.executable, "-m", "benchmarks", "fleet", "--instances", "5000"], check=True)
 
 
+def measurements(lab: Lab) -> None:
+    """What instances measure: taken in against COPY of the same rows, and read from among ten million."""
+    print(flush=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.measurements", lab.url], check=True)
+
+
 def engine(lab: Lab) -> None:
     """Apps on a real engine: installs against bare calls, long logs, followers, 200 apps looked at and measured."""
     from benchmarks.apps_engine import measure  # noqa: PLC0415
@@ -297,7 +303,20 @@ def engine(lab: Lab) -> None:
 
 SECTIONS: dict[str, Callable[[Lab], None]] = {
     section.__name__: section
-    for section in (me, apps, gate, start, logins, deliveries, publishing, followers, commands, fleet, engine)
+    for section in (
+        me,
+        apps,
+        gate,
+        start,
+        logins,
+        deliveries,
+        publishing,
+        followers,
+        commands,
+        fleet,
+        measurements,
+        engine,
+    )
 }
 
 

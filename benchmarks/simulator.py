@@ -55,6 +55,7 @@ from quazzar.link.tokens import parse_token
 _MEMBERS = "members.json"
 _AT_ONCE = 8
 _BATCH = 200
+_MOST_DIALLING = 300
 _MOST_KEPT = 2880
 
 
@@ -133,8 +134,11 @@ def _facts(tenant_id: str, number: int) -> Facts:
 class Instance:
     """One simulated instance."""
 
-    def __init__(self, member: Member, folder: Path, number: int, habits: Habits, tally: Tally) -> None:
+    def __init__(
+        self, member: Member, folder: Path, number: int, habits: Habits, tally: Tally, dialling: asyncio.Semaphore
+    ) -> None:
         self.member = member
+        self._dialling = dialling
         self.connected_at: float | None = None
         self._habits = habits
         self._tally = tally
@@ -173,15 +177,18 @@ class Instance:
             for task in self._working:
                 task.cancel()
 
-    async def _once(self) -> None:
-        async with connect(
-            f"wss://{self.member.host}:{self.member.port}/agent/connect",
-            ssl=self._context,
-            compression=None,
-            max_size=MOST_FRAME_BYTES,
-            open_timeout=OPEN_SECONDS,
-            proxy=None,
-        ) as socket:
+    async def _dial(self, stack: contextlib.AsyncExitStack) -> tuple[ClientConnection, Welcome]:
+        """A line that is greeted. One machine can't dial for thousands at once: those who wait for it begin later."""
+        async with self._dialling:
+            line = connect(
+                f"wss://{self.member.host}:{self.member.port}/agent/connect",
+                ssl=self._context,
+                compression=None,
+                max_size=MOST_FRAME_BYTES,
+                open_timeout=OPEN_SECONDS,
+                proxy=None,
+            )
+            socket = await stack.enter_async_context(line)
             hello = Hello(
                 instance_id=self.member.instance_id,
                 protocol=PROTOCOL,
@@ -192,8 +199,13 @@ class Instance:
             await socket.send(pack(hello))
             async with asyncio.timeout(OPEN_SECONDS):
                 welcome = unpack_from_panel(await socket.recv())
-            if not isinstance(welcome, Welcome):
-                raise LinkProblem("The panel did not greet")
+        if not isinstance(welcome, Welcome):
+            raise LinkProblem("The panel did not greet")
+        return socket, welcome
+
+    async def _once(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            socket, welcome = await self._dial(stack)
             self.connected_at = time.monotonic()
             self._tally.count["connects"] += 1
             work = (self._listen(socket), self._beat(socket, welcome), self._deliver(socket))
@@ -319,7 +331,10 @@ class Fleet:
     def __init__(self, members: Sequence[Member], folder: Path, habits: Habits) -> None:
         self.tally = Tally()
         self.began_at = datetime.now(UTC)
-        self.instances = [Instance(member, folder, number, habits, self.tally) for number, member in enumerate(members)]
+        dialling = asyncio.Semaphore(_MOST_DIALLING)
+        self.instances = [
+            Instance(member, folder, number, habits, self.tally, dialling) for number, member in enumerate(members)
+        ]
         self._tasks: list[asyncio.Task[None]] = []
 
     @property

@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol
 import asyncpg
 import msgspec
 import structlog
-from sqlalchemy import func, text, update
-from sqlalchemy.exc import StatementError
+from sqlalchemy import TextClause, func, text, update
+from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.db import Database, see_all_tenants
@@ -42,6 +42,7 @@ AHEAD: Final = timedelta(minutes=5)
 MOST_VALUE: Final = 2.0**63
 """No measurement is larger, and sums of them stay finite."""
 _MOST_ROWS: Final = 5000
+_AT_ONCE: Final = 2
 _MOST_KNOWN: Final = 50_000
 _TELL_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 0.5
@@ -98,16 +99,23 @@ class _Beat:
         self.at: datetime | None = None
         self.measured: list[float | None] | None = None
         self.app_rows: list[Row] | None = None
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Event | None = None
 
     @property
     def instance_id(self) -> str:
         return self.line.identity.instance_id
 
+    def row(self, now: float) -> Row:
+        """As presence; `now` is by `time.monotonic`."""
+        identity = self.line.identity
+        return (identity.tenant_id, identity.instance_id, "", self.at, self.measured, now - self.came_at)
+
     @property
-    def rows(self) -> list[Row]:
-        identity, age = self.line.identity, time.monotonic() - self.came_at
-        own: Row = (identity.tenant_id, identity.instance_id, "", self.at, self.measured, age)
+    def samples(self) -> list[Row]:
+        identity = self.line.identity
+        if self.at is None or self.measured is None:
+            return self.app_rows or []
+        own: Row = (identity.tenant_id, identity.instance_id, "", self.at, self.measured, None)
         return [own, *(self.app_rows or ())]
 
 
@@ -169,7 +177,8 @@ class Ingest:
         than can be written waits, and no other does.
         """
         while (before := self._beats.get(line.identity.instance_id)) is not None:
-            await asyncio.wait([before.done])
+            before.done = before.done or asyncio.Event()
+            await before.done.wait()
         beat = _Beat(line, message)
         self._beats[beat.instance_id] = beat
         self._of(line).shift = _shift((message.sent_at - beat.time).total_seconds())
@@ -226,15 +235,26 @@ class Ingest:
             return
         await self._ready()
         await self._learn_apps(beat.line for beat in beats if beat.message.app_measured)
-        batch: list[_Beat] = []
+        batches: list[list[_Beat]] = [[]]
         size = 0
         for beat in beats:
             self._prepare(beat)
-            batch.append(beat)
+            if size >= _MOST_ROWS:
+                batches.append([])
+                size = 0
+            batches[-1].append(beat)
             size += len(beat.app_rows or ()) + 1
-            if size >= _MOST_ROWS or beat is beats[-1]:
+        # While the database works on one, the next is made ready for it.
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def write(batch: list[_Beat]) -> None:
+            async with places:
                 await self._write_batch(batch)
-                batch, size = [], 0
+
+        results = await asyncio.gather(*(write(batch) for batch in batches), return_exceptions=True)
+        for result in results:
+            if result is not None:
+                raise result
 
     async def _write_batch(self, beats: Sequence[_Beat]) -> None:
         """What can't be written of one instance is found by halves, and nobody else loses anything."""
@@ -252,15 +272,27 @@ class Ingest:
             beats[0].line.end(CLOSE_MALFORMED, "The message can't be kept")
         for beat in beats:
             del self._beats[beat.instance_id]
-            beat.done.set_result(None)
+            if beat.done is not None:
+                beat.done.set()
 
     async def _write_together(self, beats: Sequence[_Beat]) -> None:
-        rows = [row for beat in beats for row in beat.rows]
+        try:
+            await self._write_as(_ADD, beats)
+        except IntegrityError as error:
+            if not isinstance(_cause(error), asyncpg.UniqueViolationError):
+                raise
+            # Seldom: something comes a second time. Looking for that with every row would cost a third more.
+            await self._write_as(_ADD_ONCE, beats)
+
+    async def _write_as(self, add: TextClause, beats: Sequence[_Beat]) -> None:
+        now = time.monotonic()
         async with self.database.begin() as session:
             await see_all_tenants(session)
-            found = {row.id: row for row in (await session.execute(_TAKE_IN, {"rows": rows})).all()}
-            await _mark_late(session, rows)
-            await self._compare(session, [beat for beat in beats if beat.instance_id in found], found)
+            heard = await session.execute(_HEAR, {"rows": [beat.row(now) for beat in beats]})
+            found = {row.id: row for row in heard}
+            known = [beat for beat in beats if beat.instance_id in found]
+            await _add_samples(session, add, [row for beat in known for row in beat.samples])
+            await self._compare(session, known, found)
         for beat in beats:
             if beat.instance_id not in found:
                 beat.line.end(CLOSE_REVOKED, "The instance was revoked")
@@ -285,11 +317,9 @@ class Ingest:
 
     async def _write_rows(self, rows: Sequence[Row]) -> None:
         for begin in range(0, len(rows), _MOST_ROWS):
-            part = rows[begin : begin + _MOST_ROWS]
             async with self.database.begin() as session:
                 await see_all_tenants(session)
-                await session.execute(_TAKE_IN, {"rows": part})
-                await _mark_late(session, part)
+                await _add_samples(session, _ADD_OF_MEMBERS, rows[begin : begin + _MOST_ROWS])
 
     async def _ready(self) -> None:
         """There are partitions for what comes, once a day looked after here too: nothing waits for a schedule."""
@@ -371,9 +401,12 @@ class Ingest:
 
     def _clean(self, values: Sequence[float | None], most: int) -> list[float | None] | None:
         """The values that this release knows, without what is no number; None when nothing is left."""
-        kept = [value if value is not None and -MOST_VALUE <= value <= MOST_VALUE else None for value in values[:most]]
+        known = list(values[:most])
+        if _are_numbers(known):
+            return known
+        kept = [value if value is not None and -MOST_VALUE <= value <= MOST_VALUE else None for value in known]
         missing = kept.count(None)
-        if missing and (odd := missing - values[:most].count(None)):
+        if missing and (odd := missing - known.count(None)):
             self.dropped["not_a_number"] += odd
         return kept if missing < len(kept) else None
 
@@ -401,9 +434,10 @@ class Ingest:
                 certificate_expires_at=before.certificate_expires_at,
                 now=now,
             )
-            standing = _Standing(beat.line.identity, before, checks)
-            if standing.differs:
-                changed.append(standing)
+            if checks or before.status != "online" or before.checks or before.status_reason is not None:
+                standing = _Standing(beat.line.identity, before, checks)
+                if standing.differs:
+                    changed.append(standing)
         if changed:
             await _stand(session, changed)
 
@@ -425,32 +459,34 @@ class _Standing:
         return before != (self.status, self.reason, self.checks)
 
 
-# One statement for all: presence of those that are heard, which is also what tells how they stand, and samples of
-# those that are members. What came twice changes nothing.
-_TAKE_IN = text(
+# What tells of a sign of life tells as well how the instance stands.
+_HEAR = text(
     """
-    WITH given AS MATERIALIZED (
-        SELECT * FROM unnest(CAST(:rows AS fleet_reading[])) AS reading
-    ), heard AS (
-        SELECT tenant_id, instance_id, measured,
-            clock_timestamp() - make_interval(secs => age_seconds) AS came_at
-        FROM given WHERE age_seconds IS NOT NULL
-    ), present AS (
-        UPDATE fleet_presence AS p SET
-            last_seen_at = heard.came_at,
-            measured = coalesce(heard.measured, p.measured),
-            measured_at = CASE WHEN heard.measured IS NULL THEN p.measured_at ELSE heard.came_at END
-        FROM heard JOIN fleet_instances AS i ON i.id = heard.instance_id AND i.tenant_id = heard.tenant_id
-        WHERE p.instance_id = heard.instance_id AND p.tenant_id = heard.tenant_id AND i.status <> 'revoked'
-        RETURNING i.id, i.name, i.status, i.status_reason, i.state_hash, i.checks, i.certificate_expires_at
-    ), kept AS (
-        INSERT INTO fleet_samples (tenant_id, instance_id, app_id, at, measured)
-        SELECT given.tenant_id, given.instance_id, given.app_id, given.at, given.measured
-        FROM given JOIN fleet_instances AS i ON i.id = given.instance_id AND i.tenant_id = given.tenant_id
-        WHERE given.at IS NOT NULL AND given.measured IS NOT NULL AND i.status <> 'revoked'
-        ON CONFLICT DO NOTHING
-    )
-    SELECT * FROM present
+    UPDATE fleet_presence AS p SET
+        last_seen_at = heard.came_at,
+        measured = coalesce(heard.measured, p.measured),
+        measured_at = CASE WHEN heard.measured IS NULL THEN p.measured_at ELSE heard.came_at END
+    FROM (
+        SELECT tenant_id, instance_id, measured, clock_timestamp() - make_interval(secs => age_seconds) AS came_at
+        FROM unnest(CAST(:rows AS fleet_reading[])) AS reading
+    ) AS heard
+    JOIN fleet_instances AS i ON i.id = heard.instance_id AND i.tenant_id = heard.tenant_id
+    WHERE p.instance_id = heard.instance_id AND p.tenant_id = heard.tenant_id AND i.status <> 'revoked'
+    RETURNING i.id, i.name, i.status, i.status_reason, i.state_hash, i.checks, i.certificate_expires_at
+    """
+)
+_INTO_SAMPLES = """
+    INSERT INTO fleet_samples (tenant_id, instance_id, app_id, at, measured)
+    SELECT reading.tenant_id, reading.instance_id, reading.app_id, reading.at, reading.measured
+    FROM unnest(CAST(:rows AS fleet_reading[])) AS reading
+"""
+_ADD = text(_INTO_SAMPLES)
+_ADD_ONCE = text(f"{_INTO_SAMPLES} ON CONFLICT DO NOTHING")
+_ADD_OF_MEMBERS = text(
+    f"""{_INTO_SAMPLES}
+    JOIN fleet_instances AS i ON i.id = reading.instance_id AND i.tenant_id = reading.tenant_id
+        AND i.status <> 'revoked'
+    ON CONFLICT DO NOTHING
     """
 )
 _APPS = text("SELECT id, state_hash, apps FROM fleet_instances WHERE id = ANY(CAST(:ids AS text[]))")
@@ -479,10 +515,13 @@ _STAND = text(
 )
 
 
-async def _mark_late(session: AsyncSession, rows: Sequence[Row]) -> None:
-    """Samples of what may be summed up already leave a mark, by which that is done again."""
+async def _add_samples(session: AsyncSession, statement: TextClause, rows: Sequence[Row]) -> None:
+    """Those of what may be summed up already leave a mark, by which that is done again."""
+    if not rows:
+        return
+    await session.execute(statement, {"rows": rows})
     before = late_before(_now())
-    late = sorted({(instance_id, began(at, HOUR)) for _, instance_id, _, at, _, _ in rows if at and at < before})
+    late = sorted({(row[1], began(row[3], HOUR)) for row in rows if row[3] is not None and row[3] < before})
     if late:
         await session.execute(_MARK, {"instances": [one for one, _ in late], "hours": [at for _, at in late]})
 
@@ -542,6 +581,15 @@ def _apps_of(state: State) -> list[dict[str, Any]]:
     return msgspec.to_builtins(apps)  # type: ignore[no-any-return]
 
 
+def _are_numbers(values: Any) -> bool:
+    """Whether these are measurements, all of them; a look without a loop, since nearly all are."""
+    try:
+        # One that is not finite makes the sum so.
+        return math.isfinite(sum(values)) and min(values) >= -MOST_VALUE and max(values) <= MOST_VALUE
+    except (TypeError, ValueError):
+        return False  # some were not measured, or there are none
+
+
 def _shift(skew_seconds: float) -> timedelta:
     """By how much the times that an instance tells are moved: whole minutes, so that what it sends again after a cut
     is known to be the same, although it took a little longer.
@@ -549,10 +597,15 @@ def _shift(skew_seconds: float) -> timedelta:
     return timedelta(minutes=math.trunc(skew_seconds / 60)) if abs(skew_seconds) < 10**9 else timedelta()
 
 
+def _cause(error: Exception) -> BaseException | None:
+    """What the driver said."""
+    origin = error.orig if isinstance(error, StatementError) else error
+    return getattr(origin, "__cause__", None) or origin
+
+
 def _is_wrong(error: Exception) -> bool:
     """Whether an error is about what was written, and not about the database."""
-    origin = error.orig if isinstance(error, StatementError) else error
-    cause = getattr(origin, "__cause__", None) or origin
+    cause = _cause(error)
     if isinstance(cause, asyncpg.PostgresError):
         return str(cause.sqlstate)[:2] in _WRONG
     return isinstance(cause, ValueError | TypeError | OverflowError)

@@ -59,7 +59,7 @@ async def test_a_heartbeat_is_presence_and_a_sample(ada: Tenant, database: Datab
     assert len(await samples_of(database, line)) == 1
 
 
-async def test_a_batch_of_many_tenants_is_one_statement(
+async def test_a_batch_of_many_tenants_is_two_statements(
     ada: Tenant, eve: Tenant, database: Database, ingest: Ingest
 ) -> None:
     lines = [await make_instance(database, tenant.id) for tenant in (ada, eve) for _ in range(20)]
@@ -70,7 +70,7 @@ async def test_a_batch_of_many_tenants_is_one_statement(
         await ingest.heard(line, beat(2.0))
     with Counted(database) as statements:
         await ingest.write_beats()
-    assert len(statements) == 1, statements
+    assert len(statements) == 2, statements
     # Only who is other than before costs more.
     for line in lines[1:]:
         await ingest.heard(line, beat(3.0))
@@ -96,7 +96,7 @@ async def test_a_state_is_written_when_it_is_new_and_never_again(
     await ingest.heard(line, beat(1.0, state=state))
     with Counted(database) as statements:
         await ingest.write_beats()
-    assert len(statements) == 1
+    assert len(statements) == 2
     assert (await instance(database, line)).updated_at == row.updated_at
     await tell(ingest, line, beat(1.0, state=state_of(*app_facts("app_one", status="crashed"))))
     row = await instance(database, line)
@@ -115,6 +115,24 @@ async def test_another_process_knows_the_apps_that_were_told_to_the_first(
     await tell(other, line, sent)
     assert (await instance(database, line)).status == "degraded"
     assert await samples_of(database, line, "app_one") == [(sent.sent_at, [1.0] * len(APP_METRICS))]
+
+
+async def test_a_heartbeat_that_comes_twice_is_one_sample(ada: Tenant, database: Database, ingest: Ingest) -> None:
+    lines = [await make_instance(database, ada.id) for _ in range(3)]
+    for line in lines:
+        await tell(ingest, line, beat(1.0))
+    (first, *_) = await samples_of(database, lines[0])
+    # It was cut off after it had sent this, and sends it again, among others.
+    again = beat(99.0, sent_at=first.at)
+    for line, message in zip(lines, (again, beat(2.0), beat(2.0)), strict=True):
+        await ingest.heard(line, message)
+    await ingest.write_beats()
+    assert [[row.measured for row in await samples_of(database, line)] for line in lines] == [
+        [[1.0]],
+        [[1.0], [2.0]],
+        [[1.0], [2.0]],
+    ]
+    assert (await presence(database, lines[0])).measured == [99.0]
 
 
 async def test_odd_values_are_no_values(ada: Tenant, database: Database, ingest: Ingest) -> None:
