@@ -12,8 +12,9 @@ _VISIBLE = (
 )
 
 # The app's role owns nothing, so the one thing that it may do to these tables beyond reading and writing is here: make
-# the partitions of some days, and drop those of days before `oldest`. Partitions are reached through their table only,
-# whose row-level security they do not have themselves; the role gets no rights on them.
+# the partitions of some days, and drop those of days before `oldest`. Partitions are read through their table only,
+# whose row-level security they do not have themselves. What the role may do to one itself is to add samples: COPY is
+# how heartbeats are written, and it does not know row-level security.
 _KEEP = """
 CREATE FUNCTION fleet_keep_partitions(part text, oldest date, first date, last date) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
@@ -31,6 +32,9 @@ BEGIN
             EXECUTE format('CREATE TABLE public.%I (LIKE public.%I INCLUDING STORAGE)', child, part);
             IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'quazzar_app') THEN
                 EXECUTE format('REVOKE ALL ON public.%I FROM quazzar_app', child);
+                IF part = 'fleet_samples' THEN
+                    EXECUTE format('GRANT INSERT ON public.%I TO quazzar_app', child);
+                END IF;
             END IF;
             EXECUTE format('ALTER TABLE public.%I ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',
                 part, child, day || ' 00:00+00', day + 1 || ' 00:00+00');
@@ -104,12 +108,6 @@ def upgrade() -> None:
         op.execute(f"CREATE POLICY {table}_scope ON {table} USING ({_VISIBLE}) WITH CHECK ({_VISIBLE})")
         op.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO quazzar_app")
     op.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON fleet_rollups TO quazzar_app")
-    # What a batch of heartbeats is sent as. A type of its own: a column more in a table must not change what the
-    # release before this one sends.
-    op.execute(
-        "CREATE TYPE fleet_reading AS (tenant_id text, instance_id text, app_id text, at timestamptz, "
-        "measured double precision[], age_seconds double precision)"
-    )
     op.execute(_KEEP)
     op.execute("REVOKE ALL ON FUNCTION fleet_keep_partitions FROM PUBLIC")
     op.execute("GRANT EXECUTE ON FUNCTION fleet_keep_partitions TO quazzar_app")

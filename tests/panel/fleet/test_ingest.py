@@ -59,7 +59,7 @@ async def test_a_heartbeat_is_presence_and_a_sample(ada: Tenant, database: Datab
     assert len(await samples_of(database, line)) == 1
 
 
-async def test_a_batch_of_many_tenants_is_two_statements(
+async def test_a_batch_of_many_tenants_is_one_statement(
     ada: Tenant, eve: Tenant, database: Database, ingest: Ingest
 ) -> None:
     lines = [await make_instance(database, tenant.id) for tenant in (ada, eve) for _ in range(20)]
@@ -70,7 +70,7 @@ async def test_a_batch_of_many_tenants_is_two_statements(
         await ingest.heard(line, beat(2.0))
     with Counted(database) as statements:
         await ingest.write_beats()
-    assert len(statements) == 2, statements
+    assert len(statements) == 1, statements
     # Only who is other than before costs more.
     for line in lines[1:]:
         await ingest.heard(line, beat(3.0))
@@ -96,7 +96,7 @@ async def test_a_state_is_written_when_it_is_new_and_never_again(
     await ingest.heard(line, beat(1.0, state=state))
     with Counted(database) as statements:
         await ingest.write_beats()
-    assert len(statements) == 2
+    assert len(statements) == 1
     assert (await instance(database, line)).updated_at == row.updated_at
     await tell(ingest, line, beat(1.0, state=state_of(*app_facts("app_one", status="crashed"))))
     row = await instance(database, line)
@@ -297,6 +297,8 @@ async def test_late_samples_leave_a_mark_in_their_hour(ada: Tenant, database: Da
 async def test_what_comes_while_the_database_is_away_is_written_when_it_is_back(
     ada: Tenant, database: Database, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Trying again takes nothing of what an instance may send.
+    monkeypatch.setattr(ingest, "_most_points", 3.0)
     lines = [await make_instance(database, ada.id) for _ in range(3)]
     begin = database.begin
 

@@ -192,16 +192,18 @@ async def test_partitions_are_made_ahead_and_dropped(
     [
         "SELECT * FROM {part}",
         "DELETE FROM {part}",
+        "UPDATE {part} SET tenant_id = 'ten_x'",
+        "INSERT INTO {hours} VALUES ('ten_x', 'inst_x', '', now(), '{{1}}', '{{1}}', '{{1}}', '{{1}}')",
         "DROP TABLE fleet_samples",
         "SELECT fleet_keep_partitions('users', 'epoch', 'today', 'today')",
         "SELECT fleet_keep_partitions('users; DROP TABLE users', 'epoch', 'today', 'today')",
     ],
 )
 async def test_the_process_has_no_way_around_the_tables(statement: str, database: Database) -> None:
-    (part, *_) = await partitions(database, "fleet_samples")
+    (part, *_), (hours, *_) = [await partitions(database, table) for table in ("fleet_samples", "fleet_hours")]
     with pytest.raises(DBAPIError) as refused:
         async with database.begin() as session:
-            await session.execute(text(statement.format(part=part)))
+            await session.execute(text(statement.format(part=part, hours=hours)))
     cause = refused.value.orig.__cause__ if refused.value.orig is not None else None
     assert isinstance(cause, asyncpg.InsufficientPrivilegeError | asyncpg.RaiseError)
 
