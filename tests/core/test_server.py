@@ -602,6 +602,11 @@ def test_who_comes_while_too_many_handshakes_are_made_is_turned_away_at_once(
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(serving(tls=ours, lifespan=False, most_handshakes=3))
         done = stack.enter_context(theirs.wrap_socket(dial(server), server_hostname="localhost"))
+        # Only an answer shows that the server has done its part of the handshake too.
+        done.sendall(OPEN + b"\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += done.recv(1000)
         silent = [stack.enter_context(dial(server)) for _ in range(3)]
         for _ in range(5):
             with dial(server) as more:
