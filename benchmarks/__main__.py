@@ -70,9 +70,9 @@ class Lab:
         env = UNLIMITED | {"QUAZZAR_DATABASE_URL": self.url}
         return pinned(command, core=SERVER_CORE, ready=f"http://127.0.0.1:{port}/api/ready", env=env)
 
-    def baseline(self, name: str, port: int, path: str) -> Any:
+    def baseline(self, name: str, port: int, path: str, **environment: str) -> Any:
         command = [sys.executable, "-m", "benchmarks.baselines", name, str(port)]
-        env = {"BENCH_DATABASE_URL": self.url}
+        env = {"BENCH_DATABASE_URL": self.url} | environment
         return pinned(command, core=SERVER_CORE, ready=f"http://127.0.0.1:{port}{path}", env=env)
 
 
@@ -283,6 +283,42 @@ def commands(lab: Lab) -> None:
     subprocess.run([sys.executable, "-m", "benchmarks.commands", lab.url], check=True)
 
 
+def instances(lab: Lab) -> None:
+    """`GET /api/fleet/instances` with 200 of them; base: raw ASGI with the query that it needs."""
+    from benchmarks.data import INSTANCES  # noqa: PLC0415
+
+    one, other = free_port(), free_port()
+    base, path = f"http://127.0.0.1:{other}", f"/api/fleet/instances?limit={INSTANCES}"
+    with lab.product(other, mode="panel") as product:
+        body = {"email": "list@example.com", "password": PASSWORD, "name": "List", "organization": "List"}
+        call(f"{base}/api/auth/register", json.dumps(body).encode())
+        answer = json.loads(
+            call(f"{base}/api/auth/login", json.dumps({key: body[key] for key in ("email", "password")}).encode())
+        )
+        token = {"Authorization": f"Bearer {answer['access_token']}"}
+        tenant = json.loads(call(f"{base}/api/auth/me", None, token))["tenant"]["id"]
+        asyncio.run(_fill_instances(lab.url, tenant, INSTANCES))
+        assert len(json.loads(call(f"{base}{path}", None, token))) == INSTANCES
+        ours = header_script(lab.folder, "list", [token["Authorization"]])
+        with lab.baseline("raw-instances", one, "/", BENCH_TENANT=tenant) as raw:
+            readings = compare(
+                [
+                    Subject("raw ASGI, asyncpg, msgspec", f"http://127.0.0.1:{one}{path}", raw, ours),
+                    Subject("GET /api/fleet/instances", f"{base}{path}", product, ours),
+                ]
+            )
+    table("GET /api/fleet/instances, 200 instances (0.6 at least)", readings, "raw ASGI, asyncpg, msgspec")
+
+
+async def _fill_instances(url: str, tenant_id: str, count: int) -> None:
+    from benchmarks.measurements import a_state, make_instances  # noqa: PLC0415
+    from quazzar.core.db import Database  # noqa: PLC0415
+
+    database = Database(url)
+    await make_instances(database, tenant_id, count, a_state())
+    await database.close()
+
+
 def fleet(_: Lab) -> None:
     """5,000 simulated instances on one panel: heartbeats, a command to 1,000 of them, and a restart under all."""
     subprocess.run([sys.executable, "-m", "benchmarks", "fleet", "--instances", "5000"], check=True)
@@ -312,6 +348,7 @@ SECTIONS: dict[str, Callable[[Lab], None]] = {
         deliveries,
         publishing,
         followers,
+        instances,
         commands,
         fleet,
         measurements,

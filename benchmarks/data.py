@@ -57,3 +57,23 @@ def apps_query() -> tuple[str, list[Any], Any]:
 
     query = store._LIST
     return query.sql, query._arguments({"limit": APPS}), AppRow
+
+
+INSTANCES = 200
+
+
+def instances_query(tenant_id: str) -> tuple[str, list[Any], Any]:
+    """What a page of the panel's list of instances needs: SQL, arguments, and a struct of a row."""
+    from quazzar.panel.fleet.schemas import InstanceOut  # noqa: PLC0415
+
+    kinds = {"apps": msgspec.Raw}
+    row_type = msgspec.defstruct("Row", [(name, kinds.get(name, Any)) for name in InstanceOut.__struct_fields__])
+    columns = ", ".join(
+        "p.last_seen_at" if name == "last_seen_at" else f"i.{name}" for name in row_type.__struct_fields__
+    )
+    sql = f"""
+        SELECT {columns} FROM fleet_instances i
+        JOIN fleet_presence p ON p.tenant_id = i.tenant_id AND p.instance_id = i.id
+        WHERE i.tenant_id = $1 AND i.status <> 'revoked' ORDER BY i.id DESC LIMIT $2
+    """
+    return sql, [tenant_id, INSTANCES], row_type

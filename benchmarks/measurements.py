@@ -166,12 +166,12 @@ def a_beat(state: State) -> Heartbeat:
 _SAMPLES = """
 INSERT INTO fleet_samples (tenant_id, instance_id, app_id, at, measured)
 SELECT $1, id, '', $2::timestamptz + moment * interval '30 seconds', ARRAY[{values}]
-FROM generate_series($3::integer, $4::integer) AS moment, unnest($5::text[]) AS id
+FROM generate_series($3::integer, $4::integer) AS moment, unnest($5::text[]) AS id ORDER BY moment
 """
 _SUMS = """
 INSERT INTO {table} (tenant_id, instance_id, app_id, at, minimum, average, maximum, counts)
 SELECT $1, id, '', at, ARRAY[{values}], ARRAY[{values}], ARRAY[{values}], array_fill(10, ARRAY[{width}])
-FROM generate_series($2::timestamptz, $3::timestamptz, $4::interval) AS at, unnest($5::text[]) AS id
+FROM generate_series($2::timestamptz, $3::timestamptz, $4::interval) AS at, unnest($5::text[]) AS id ORDER BY at
 ON CONFLICT DO NOTHING
 """
 

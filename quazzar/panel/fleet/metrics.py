@@ -10,6 +10,7 @@ from quazzar.core.auth import Principal
 from quazzar.core.errors import BadRequest
 from quazzar.link.metrics import APP_METRICS, HOST_METRICS, measures
 from quazzar.panel.fleet import metrics_store
+from quazzar.panel.fleet.ingest import AHEAD
 from quazzar.panel.fleet.metrics_schemas import (
     AppMetricsOut,
     CpuOut,
@@ -114,7 +115,8 @@ class MetricsService:
             whose = "a host" if app_id is None else "an app"
             raise BadRequest("There is no such metric", details={"metric": f"Metric of {whose}: {', '.join(names)}"})
         source, step = steps_of(span, step_seconds, heartbeat_seconds=self._heartbeat_seconds)
-        since = began(datetime.now(UTC) - RANGES[span][0], step) + timedelta(seconds=step)
+        now = datetime.now(UTC)
+        since = began(now - RANGES[span][0], step) + timedelta(seconds=step)
         rows = await metrics_store.find_points(
             self._session,
             self._tenant,
@@ -123,6 +125,7 @@ class MetricsService:
             source,
             place=names.index(metric),
             since=since,
+            until=now + AHEAD,
             step_seconds=step,
         )
         points = [PointOut(*row) for row in rows]

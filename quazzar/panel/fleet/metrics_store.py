@@ -52,7 +52,7 @@ _OF_SAMPLES = text(
     SELECT date_bin(:step, at, 'epoch') AS began, min(measured[:place]) AS low, avg(measured[:place]) AS mean,
         max(measured[:place]) AS high
     FROM fleet_samples
-    WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id AND at >= :since
+    WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id AND at >= :since AND at < :until
         AND measured[:place] IS NOT NULL
     GROUP BY began ORDER BY began
     """
@@ -63,12 +63,13 @@ _OF_SUMS = """
     WITH summed AS (
         SELECT at, minimum[:place] AS low, average[:place] AS mean, maximum[:place] AS high, counts[:place] AS samples
         FROM {table}
-        WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id AND at >= :since
+        WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id
+            AND at >= :since AND at < :until
     ), fresh AS (
         SELECT at, measured[:place] AS low, measured[:place] AS mean, measured[:place] AS high, 1 AS samples
         FROM fleet_samples
         WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id
-            AND at >= coalesce((SELECT max(at) FROM summed) + :of, :since)
+            AND at >= coalesce((SELECT max(at) FROM summed) + :of, :since) AND at < :until
     )
     SELECT date_bin(:step, at, 'epoch') AS began, min(low) AS low, sum(mean * samples) / sum(samples) AS mean,
         max(high) AS high
@@ -92,9 +93,10 @@ async def find_points(
     *,
     place: int,
     since: datetime,
+    until: datetime,
     step_seconds: int,
 ) -> Sequence[Found]:
-    """Beginning, minimum, average and maximum of each step since then in which the value at this place of the list
+    """Beginning, minimum, average and maximum of each step between the two in which the value at this place of the list
     (from 0) was measured; `app_id` is empty for the host.
     """
     values: dict[str, Any] = {
@@ -103,6 +105,7 @@ async def find_points(
         "app_id": app_id,
         "place": place + 1,
         "since": since,
+        "until": until,
         "step": timedelta(seconds=step_seconds),
     }
     if source.step_seconds is not None:

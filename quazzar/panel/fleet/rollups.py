@@ -25,7 +25,7 @@ there is time to commit.
 """
 _WIDTH: Final = max(len(HOST_METRICS), len(APP_METRICS))
 _MARKS: Final = 500
-_PATIENCE = text("SET LOCAL statement_timeout = '300s'")
+_PATIENCE = text("SELECT set_config('statement_timeout', '300s', true), set_config('work_mem', '64MB', true)")
 
 
 def began(at: datetime, step: int) -> datetime:

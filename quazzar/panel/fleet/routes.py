@@ -1,6 +1,7 @@
 """The fleet over HTTP: registration tokens, groups, instances, summary and health."""
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
 
 from litestar import Controller, Request, Response
 from litestar.datastructures import State
@@ -11,8 +12,10 @@ from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import principal_of, requires
-from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
+from quazzar.core.db import Database
+from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, Page, page_of, paged
 from quazzar.core.routing import delete, get, patch, post
+from quazzar.panel.fleet.listing import InstanceRow, list_instances
 from quazzar.panel.fleet.metrics_routes import MetricsController
 from quazzar.panel.fleet.models import InstanceStatus
 from quazzar.panel.fleet.process import Fleet
@@ -63,6 +66,11 @@ async def provide_address(request: FleetRequest) -> Address:
     """Where instances dial; before the request's transaction begins, since it may have to make the CA."""
     fleet: Fleet = request.app.state.fleet
     return await fleet.address()
+
+
+def shown(request: FleetRequest, page: Page, rows: Sequence[InstanceRow]) -> Response[list[InstanceOut]]:
+    """Rows are as they are shown already."""
+    return cast("Response[list[InstanceOut]]", paged(request, page, rows, lambda row: row, lambda row: row.id))
 
 
 class TokenController(Controller):
@@ -163,7 +171,6 @@ class InstanceController(Controller):
     async def list_instances(
         self,
         request: FleetRequest,
-        fleet: NamedDependency[FleetService],
         status: Statuses = None,
         tag: TagFilter = None,
         group: GroupFilter = None,
@@ -173,9 +180,13 @@ class InstanceController(Controller):
         cursor: Cursor = None,
     ) -> Response[list[InstanceOut]]:
         """Newest first. `status` and `tag` may be given several times."""
-        page = page_of(limit, cursor, key=INSTANCE_ID.pattern)
-        rows = await fleet.find(page, status=status or (), tag=tag or (), group=group, version=version, q=q)
-        return paged(request, page, rows, InstanceOut.of, lambda row: str(row.id))
+        page, me = page_of(limit, cursor, key=INSTANCE_ID.pattern), principal_of(request)
+        database: Database = request.app.state.database
+        return shown(
+            request,
+            page,
+            await list_instances(database, me, page, statuses=status, tags=tag, group=group, version=version, q=q),
+        )
 
     @get(
         "/instances/{instance_id:str}",

@@ -238,6 +238,7 @@ async def test_either_wall_alone_holds(ada: Tenant, eve: Tenant, database: Datab
                 source,
                 place=0,
                 since=now - timedelta(hours=1),
+                until=now + timedelta(minutes=5),
                 step_seconds=3600,
             )
         return [*found, *await metrics_store.find_latest_of_apps(session, tenant_id, line.identity.instance_id)]
