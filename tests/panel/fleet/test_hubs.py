@@ -1,0 +1,187 @@
+"""Two panel processes on one database: both write what comes on their lines, and only the newest line counts."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from quazzar.core.crypto import Keyring
+from quazzar.core.db import Database
+from quazzar.core.exchange import Message
+from quazzar.link.messages import (
+    CLOSE_MALFORMED,
+    CLOSE_MOVED,
+    CLOSE_REVOKED,
+    PROTOCOL,
+    Heartbeat,
+    Hello,
+    Kept,
+    Welcome,
+    pack,
+    unpack_from_panel,
+)
+from quazzar.panel.fleet.authority import Authority, ensure_authority
+from quazzar.panel.fleet.hub import Hub
+from quazzar.panel.fleet.service import revoke
+from tests.panel.fleet.conftest import Tenant
+from tests.panel.fleet.lines import Told, ask, beat, make_instance, past, samples_of, state_of
+
+
+class Wire:
+    """The far end of a WebSocket that a hub holds."""
+
+    def __init__(self, hub: Hub, authority: Authority, line: Told) -> None:
+        self.line = line
+        self._to_panel: asyncio.Queue[Message] = asyncio.Queue()
+        self._from_panel: asyncio.Queue[Message] = asyncio.Queue()
+        self._held = asyncio.create_task(
+            hub.hold(line.identity, authority, self._to_panel.get, self._from_panel.put, "203.0.113.5")
+        )
+
+    def say(self, message: Any) -> None:
+        self._to_panel.put_nowait({"type": "websocket.receive", "bytes": pack(message)})
+
+    def greet(self) -> None:
+        moment = datetime.now(UTC)
+        self.say(
+            Hello(
+                instance_id=self.line.identity.instance_id,
+                protocol=PROTOCOL,
+                version="0.1.0",
+                sent_at=moment,
+                state_hash="",
+            )
+        )
+
+    async def hear(self) -> Any:
+        event = await asyncio.wait_for(self._from_panel.get(), 30)
+        return unpack_from_panel(event["bytes"]) if event["type"] == "websocket.send" else event["code"]
+
+    async def close(self) -> None:
+        self._to_panel.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await asyncio.wait_for(self._held, 30)
+
+
+@pytest.fixture(scope="module")
+async def authority(database: Database, keyring: Keyring) -> Authority:
+    async with database.begin() as session:
+        return await ensure_authority(session, keyring)
+
+
+@pytest.fixture(scope="module")
+async def hubs(database: Database) -> AsyncIterator[list[Hub]]:
+    async with contextlib.AsyncExitStack() as stack:
+        found = [Hub(database, 1.0, lambda: "https://panel.example.com") for _ in range(2)]
+        for hub in found:
+            await hub.start()
+            stack.push_async_callback(hub.stop)
+        yield found
+
+
+async def status_of(database: Database, line: Told, expected: str) -> None:
+    """Wait until the instance is of this status."""
+    async with asyncio.timeout(30):
+        while True:
+            (row,) = await ask(
+                database, "SELECT status FROM fleet_instances WHERE id = :id", id=line.identity.instance_id
+            )
+            if row.status == expected:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_each_writes_what_comes_on_its_lines(
+    ada: Tenant, eve: Tenant, database: Database, hubs: list[Hub], authority: Authority
+) -> None:
+    wires = [
+        Wire(hub, authority, await make_instance(database, tenant.id))
+        for hub in hubs
+        for tenant in (ada, eve)
+        for _ in range(3)
+    ]
+    for wire in wires:
+        wire.greet()
+        welcome = await wire.hear()
+        assert isinstance(welcome, Welcome)
+        assert (welcome.heartbeat_seconds, welcome.want_state) == (1.0, True)
+    sent = []
+    for wire in wires:
+        sent.append(beat(5.0))
+        wire.say(sent[-1])
+        wire.say(past(datetime.now(UTC) - timedelta(hours=1), batch=7))
+    for wire, message in zip(wires, sent, strict=True):
+        kept = await wire.hear()
+        assert isinstance(kept, Kept)
+        assert kept.batch == 7
+        await status_of(database, wire.line, "online")
+        assert [row.at for row in await samples_of(database, wire.line)][-1] == message.sent_at
+        assert len(await samples_of(database, wire.line)) == 2
+    for wire in wires:
+        await wire.close()
+    # Who falls silent is offline two and a half heartbeats later, by whichever process looks.
+    for wire in wires:
+        await status_of(database, wire.line, "offline")
+    assert [hub.connected for hub in hubs] == [0, 0]
+
+
+async def test_the_newest_line_is_the_one(
+    ada: Tenant, database: Database, hubs: list[Hub], authority: Authority
+) -> None:
+    line = await make_instance(database, ada.id)
+    first = Wire(hubs[0], authority, line)
+    first.greet()
+    assert isinstance(await first.hear(), Welcome)
+    first.say(beat(1.0))
+    second = Wire(hubs[1], authority, line)
+    second.greet()
+    assert isinstance(await second.hear(), Welcome)
+    assert await first.hear() == CLOSE_MOVED
+    second.say(beat(2.0))
+    async with asyncio.timeout(30):
+        while len(await samples_of(database, line)) < 2:
+            await asyncio.sleep(0.05)
+    # The same on one process.
+    third = Wire(hubs[1], authority, line)
+    third.greet()
+    assert isinstance(await third.hear(), Welcome)
+    assert await second.hear() == CLOSE_MOVED
+    async with database.begin(tenant=ada.id) as session:
+        await revoke(session, ada.id, line.identity.instance_id, "server", "test")
+    assert await third.hear() == CLOSE_REVOKED
+    again = Wire(hubs[0], authority, line)
+    again.greet()
+    assert await again.hear() == CLOSE_REVOKED
+
+
+async def test_one_that_sends_without_end_waits_alone(
+    ada: Tenant, database: Database, hubs: list[Hub], authority: Authority
+) -> None:
+    loud, quiet = [Wire(hubs[0], authority, await make_instance(database, ada.id)) for _ in range(2)]
+    for wire in (loud, quiet):
+        wire.greet()
+        assert isinstance(await wire.hear(), Welcome)
+    for number in range(2000):
+        loud.say(Heartbeat(sent_at=datetime.now(UTC) + timedelta(microseconds=number), state_hash="", measured=[1.0]))
+    quiet.say(beat(1.0))
+    await status_of(database, quiet.line, "online")
+    # As many as there were batches, not as many as it sent.
+    assert len(await samples_of(database, loud.line)) < 100
+    await quiet.close()
+    loud.say(Hello(instance_id="x" * 60, protocol=1, version="", sent_at=datetime.now(UTC), state_hash=""))
+
+
+async def test_a_state_that_can_not_be_kept_ends_its_line(
+    ada: Tenant, database: Database, hubs: list[Hub], authority: Authority
+) -> None:
+    wire = Wire(hubs[0], authority, await make_instance(database, ada.id))
+    wire.greet()
+    assert isinstance(await wire.hear(), Welcome)
+    message = beat(1.0)
+    message.state_hash = "bad\x00"
+
+    message.state = state_of(name="bad\x00")
+    wire.say(message)
+    assert await wire.hear() == CLOSE_MALFORMED
