@@ -5,6 +5,8 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
+import pytest
 from sqlalchemy import event, text
 
 from quazzar.core.db import Database, see_all_tenants
@@ -116,15 +118,28 @@ class Counted:
 
     def __init__(self, database: Database) -> None:
         self._engine = database.engine.sync_engine
+        self._patch = pytest.MonkeyPatch()
         self.statements: list[str] = []
 
     def __enter__(self) -> list[str]:
         event.listen(self._engine, "before_cursor_execute", self._note)
+        # What goes past the library, on the driver's own connection.
+        for name in ("fetch", "copy_records_to_table"):
+            self._patch.setattr(asyncpg.Connection, name, self._noting(getattr(asyncpg.Connection, name)))
         return self.statements
 
     def __exit__(self, *_: object) -> None:
         event.remove(self._engine, "before_cursor_execute", self._note)
+        self._patch.undo()
 
     def _note(self, _conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "set_config" not in statement:
             self.statements.append(statement)
+
+    def _noting(self, method: Any) -> Any:
+        def note(connection: Any, statement: str, *values: Any, **options: Any) -> Any:
+            if "fleet_" in statement:
+                self.statements.append(statement)
+            return method(connection, statement, *values, **options)
+
+        return note
