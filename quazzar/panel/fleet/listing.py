@@ -33,6 +33,7 @@ class InstanceRow(msgspec.Struct):
     memory_bytes: int
     disk_bytes: int
     ip: str | None
+    url: str | None
     tags: list[str]
     group_id: str | None
     apps: msgspec.Raw

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final, Literal
+from unittest import mock
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql import visitors
 
 import quazzar.tables  # noqa: F401 - every model on the metadata
-from quazzar.core.db import Base, Database
+from quazzar.core.db import Base, Database, Query
 from quazzar.core.postgres import DatabaseUrls
 from tests.conftest import with_database
 
@@ -46,9 +47,16 @@ def without_conditions(engine: AsyncEngine) -> Iterator[None]:
             statement = visitors.replacement_traverse(statement, {}, _forgotten)
         return statement, many, values
 
+    within = Query._fetch_within
+
+    async def forgetful(query: Query[Any], connection: Any, values: dict[str, Any], tenant: str) -> list[Any]:
+        statement = visitors.replacement_traverse(query._statement, {}, _forgotten)
+        return await within(Query(statement, query._row, **query._given), connection, values, tenant)  # type: ignore[arg-type]
+
     event.listen(engine.sync_engine, "before_execute", forget, retval=True)
     try:
-        yield
+        with mock.patch.object(Query, "_fetch_within", forgetful):
+            yield
     finally:
         event.remove(engine.sync_engine, "before_execute", forget)
 
