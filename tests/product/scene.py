@@ -138,6 +138,7 @@ class Scene:
             app = self.settled(app_id)
             if app is not None and app["status"] in {"stopped", "crashed"}:
                 self.ask("POST", f"/api/apps/{app_id}/start")
+                self.running(app_id)
                 return
             time.sleep(0.2)
 
@@ -330,6 +331,8 @@ def scene(
         product(
             folder / "data",
             mode="instance",
+            # A campaign takes longer than a token lives.
+            QUAZZAR_AUTH_ACCESS_MINUTES="1440",
             QUAZZAR_RUNTIME_DRIVER="docker",
             QUAZZAR_RUNTIME_DOCKER_HOST=through(engine) if through is not None else engine.host,
         ) as one,
