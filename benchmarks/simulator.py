@@ -156,11 +156,11 @@ class Instance:
         self._confirmed = asyncio.Event()
         self._reports: dict[str, Report] = {}
         self._working: set[asyncio.Task[None]] = set()
+        self._alone: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         """Hold a line, and dial again with full jitter whenever it ends; until cancelled."""
         pause = FIRST_PAUSE
-        measuring = asyncio.create_task(self._measure_alone())
         try:
             while True:
                 try:
@@ -173,8 +173,7 @@ class Instance:
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(LONGEST_PAUSE, pause * 2)
         finally:
-            measuring.cancel()
-            for task in self._working:
+            for task in (*self._working, *self._alone):
                 task.cancel()
 
     async def _dial(self, stack: contextlib.AsyncExitStack) -> tuple[ClientConnection, Welcome]:
@@ -206,6 +205,8 @@ class Instance:
     async def _once(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
             socket, welcome = await self._dial(stack)
+            for task in self._alone:
+                task.cancel()
             self.connected_at = time.monotonic()
             self._tally.count["connects"] += 1
             work = (self._listen(socket), self._beat(socket, welcome), self._deliver(socket))
@@ -221,6 +222,7 @@ class Instance:
                 since = time.monotonic() - UNSURE_SECONDS
                 self._kept.extend(sample for at, sample in self._sent if at > since)
                 self._sent.clear()
+                self._alone = [asyncio.create_task(self._measure_alone())]
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
@@ -230,15 +232,16 @@ class Instance:
 
     def _measure(self) -> Sample:
         self._tally.count["measured"] += 1
-        host = [random.uniform(0, 80) for _ in HOST_METRICS]
-        apps = {app.id: [random.uniform(0, 1e9) for _ in APP_METRICS] for app in self._state.apps}
+        host: list[float | None] = [random.uniform(0, 80) for _ in HOST_METRICS]
+        apps: dict[str, list[float | None]] = {
+            app.id: [random.uniform(0, 1e9) for _ in APP_METRICS] for app in self._state.apps
+        }
         return Sample(datetime.now(UTC), host, apps)
 
     async def _measure_alone(self) -> None:
         while True:
             await asyncio.sleep(self._seconds)
-            if self.connected_at is None:
-                self._kept.append(self._measure())
+            self._kept.append(self._measure())
 
     async def _beat(self, socket: ClientConnection, welcome: Welcome) -> None:
         self._seconds = self._habits.heartbeat_seconds or welcome.heartbeat_seconds

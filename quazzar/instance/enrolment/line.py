@@ -60,6 +60,7 @@ _CERTIFICATE_FILE: Final = "panel-link.crt"
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 OPEN_SECONDS: Final = 20.0
+_LOOK_SECONDS: Final = 0.5
 _SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=frozenset({"apps:read"}))
 
 
@@ -235,8 +236,8 @@ class Line:
     async def _record(self) -> None:
         """Measure while there is no line, as often as there would be a heartbeat."""
         while True:
-            await asyncio.sleep(self.recorder.seconds)
-            if self.connected or self._linked_as is None:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self.connected or self._linked_as is None or not self.recorder.is_due:
                 continue
             try:
                 await self.recorder.keep(self._linked_as)

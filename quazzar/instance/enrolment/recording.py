@@ -27,11 +27,13 @@ class Recorder:
         self._spool = spool
         self._meter: Meter | None = None
         self._measuring = asyncio.Lock()
+        self._measured_at = monotonic()
         self._sent: deque[tuple[float, Sample]] = deque()
 
     async def measure(self) -> Sample:
         """What this server and its apps use now."""
         async with self._measuring:
+            self._measured_at = monotonic()
             return await asyncio.to_thread(self._measure, datetime.now(UTC), self._usage.take())
 
     def _measure(self, now: datetime, apps: dict[str, dict[str, float]]) -> Sample:
@@ -39,6 +41,11 @@ class Recorder:
             self._meter = Meter(self._data_dir)
         shown = {app_id: row_of(values, APP_METRICS) for app_id, values in list(apps.items())[:MOST_APPS]}
         return Sample(now, self._meter.measure(), shown)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for the next measurement."""
+        return monotonic() - self._measured_at >= self.seconds
 
     def sending(self, sample: Sample) -> None:
         """It goes over the line now; whether it arrives is not known before a while has passed."""

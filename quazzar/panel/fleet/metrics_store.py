@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import TextClause, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.panel.fleet.metrics_models import FleetFiveMinutes, FleetHour, FleetLate, FleetSample
@@ -47,40 +47,43 @@ async def find_latest_of_apps(session: AsyncSession, tenant_id: str, instance_id
     return (await session.execute(query)).all()
 
 
-_OF_SAMPLES = text(
-    """
-    SELECT date_bin(:step, at, 'epoch') AS began, min(measured[:place]) AS low, avg(measured[:place]) AS mean,
-        max(measured[:place]) AS high
-    FROM fleet_samples
-    WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id AND at >= :since AND at < :until
-        AND measured[:place] IS NOT NULL
-    GROUP BY began ORDER BY began
-    """
-)
+_WHERE = """
+        WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id AND at < :until AND at >= """
+_SUMMED = "minimum[:place] AS low, average[:place] AS mean, maximum[:place] AS high, counts[:place] AS samples"
+_AFTER_HOURS = "(SELECT max(at) + interval '1 hour' FROM hours)"
+_AFTER_FIVE_MINUTES = "(SELECT max(at) + interval '5 minutes' FROM five_minutes)"
 
-# What is not summed up yet, the newest minutes, is read from the samples.
-_OF_SUMS = """
-    WITH summed AS (
-        SELECT at, minimum[:place] AS low, average[:place] AS mean, maximum[:place] AS high, counts[:place] AS samples
-        FROM {table}
-        WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id
-            AND at >= :since AND at < :until
-    ), fresh AS (
+# Each table goes on where the coarser one ends: what is not summed up yet is read from what is finer.
+_HOURS = f"hours AS (SELECT at, {_SUMMED} FROM fleet_hours {_WHERE} :since)"  # noqa: S608 - parts of this module
+_FIVE_MINUTES = f"five_minutes AS (SELECT at, {_SUMMED} FROM fleet_five_minutes {_WHERE} {{since}})"  # noqa: S608
+_FRESH = f"""samples AS (
         SELECT at, measured[:place] AS low, measured[:place] AS mean, measured[:place] AS high, 1 AS samples
-        FROM fleet_samples
-        WHERE tenant_id = :tenant_id AND instance_id = :instance_id AND app_id = :app_id
-            AND at >= coalesce((SELECT max(at) FROM summed) + :of, :since) AND at < :until
-    )
+        FROM fleet_samples {_WHERE} {{since}}
+    )"""  # noqa: S608
+_OF_ALL = """
     SELECT date_bin(:step, at, 'epoch') AS began, min(low) AS low, sum(mean * samples) / sum(samples) AS mean,
         max(high) AS high
-    FROM (SELECT * FROM summed UNION ALL SELECT * FROM fresh) AS points
+    FROM ({every}) AS points
     WHERE mean IS NOT NULL
     GROUP BY began ORDER BY began
 """
+
+
+def _read(*parts: str) -> TextClause:
+    every = " UNION ALL ".join(f"SELECT * FROM {part.partition(' ')[0]}" for part in parts)  # noqa: S608 - names above
+    return text(f"WITH {', '.join(parts)} {_OF_ALL.format(every=every)}")
+
+
 _READS: Final = {
-    SAMPLES: _OF_SAMPLES,
-    FIVE_MINUTES: text(_OF_SUMS.format(table=FIVE_MINUTES.table)),
-    HOURS: text(_OF_SUMS.format(table=HOURS.table)),
+    SAMPLES: _read(_FRESH.format(since=":since")),
+    FIVE_MINUTES: _read(
+        _FIVE_MINUTES.format(since=":since"), _FRESH.format(since=f"coalesce({_AFTER_FIVE_MINUTES}, :since)")
+    ),
+    HOURS: _read(
+        _HOURS,
+        _FIVE_MINUTES.format(since=f"coalesce({_AFTER_HOURS}, :since)"),
+        _FRESH.format(since=f"coalesce({_AFTER_FIVE_MINUTES}, {_AFTER_HOURS}, :since)"),
+    ),
 }
 
 
@@ -99,7 +102,7 @@ async def find_points(
     """Beginning, minimum, average and maximum of each step between the two in which the value at this place of the list
     (from 0) was measured; `app_id` is empty for the host.
     """
-    values: dict[str, Any] = {
+    values = {
         "tenant_id": tenant_id,
         "instance_id": instance_id,
         "app_id": app_id,
@@ -108,8 +111,6 @@ async def find_points(
         "until": until,
         "step": timedelta(seconds=step_seconds),
     }
-    if source.step_seconds is not None:
-        values["of"] = timedelta(seconds=source.step_seconds)
     return (await session.execute(_READS[source], values)).all()
 
 

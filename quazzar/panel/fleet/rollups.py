@@ -1,8 +1,10 @@
 """Sums of samples: five minutes from samples, hours from five minutes, and anew where samples came late.
 
-What is written of a step is written whole, from all that there is, so it may be done again and again. Samples that
-come after their five minutes were summed up leave a mark (`FleetLate`) in the transaction that writes them; the marks
-are taken away in the one that sums up their hours.
+Steps are summed up by the span, an hour of five minutes and six hours of hours, so that what one instance has in it
+lies side by side on the disk: a day is then read from some forty pages, not from three hundred. Until then whoever
+reads takes what is finer. What is written of a step is written whole, from all that there is, so it may be done again
+and again. Samples that come after their hour was summed up leave a mark (`FleetLate`) in the transaction that writes
+them; the marks are taken away in the one that sums up their hours.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -16,12 +18,14 @@ from quazzar.link.metrics import APP_METRICS, HOST_METRICS
 
 FIVE_MINUTES: Final = 300
 HOUR: Final = 3600
+SPANS: Final = {FIVE_MINUTES: HOUR, HOUR: 6 * HOUR}
+"""How much is summed up at once to steps of this length."""
 
 AFTER: Final = timedelta(seconds=60)
-"""How long after the end of a step it is summed up; what is on its way to the database has to arrive before."""
+"""How long after the end of a span it is summed up; what is on its way to the database has to arrive before."""
 LATE: Final = timedelta(seconds=30)
-"""How long after the end of five minutes a sample of them counts as late. Less than `AFTER`, so that between the two
-there is time to commit.
+"""How long after the end of an hour a sample of it counts as late. Less than `AFTER`, so that between the two there is
+time to commit.
 """
 _WIDTH: Final = max(len(HOST_METRICS), len(APP_METRICS))
 _MARKS: Final = 500
@@ -34,8 +38,8 @@ def began(at: datetime, step: int) -> datetime:
 
 
 def late_before(now: datetime) -> datetime:
-    """Samples before this moment may belong to five minutes that are summed up already."""
-    return began(now - LATE, FIVE_MINUTES)
+    """Samples before this moment may belong to an hour that is summed up already."""
+    return began(now - LATE, SPANS[FIVE_MINUTES])
 
 
 def _each(form: str) -> str:
@@ -51,6 +55,7 @@ _OF_SAMPLES = f"""
         ARRAY[{_each("max(measured[{0}])")}], ARRAY[{_each("count(measured[{0}])::integer")}]
     FROM {{where}}
     GROUP BY s.tenant_id, s.instance_id, s.app_id, began
+    ORDER BY s.instance_id, s.app_id, began
 """  # noqa: S608 - numbers of places only
 _OF_FIVE_MINUTES = f"""
     INSERT INTO fleet_hours AS old (tenant_id, instance_id, app_id, at, minimum, average, maximum, counts)
@@ -60,6 +65,7 @@ _OF_FIVE_MINUTES = f"""
         ARRAY[{_each("max(maximum[{0}])")}], ARRAY[{_each("coalesce(sum(counts[{0}]), 0)::integer")}]
     FROM {{where}}
     GROUP BY s.tenant_id, s.instance_id, s.app_id, began
+    ORDER BY s.instance_id, s.app_id, began
 """  # noqa: S608
 _WHOLE = """
     ON CONFLICT (instance_id, app_id, at) DO UPDATE SET minimum = excluded.minimum, average = excluded.average,
@@ -67,8 +73,7 @@ _WHOLE = """
     WHERE old.counts <> excluded.counts
 """
 _BETWEEN = "s.at >= :since AND s.at < :until"
-# Only what belongs to the marked hours, and of five minutes that are not summed up yet nothing: a part of a step would
-# look like all of it.
+# Of the marked hours only those that are summed up: of the others nothing, since a part would look like all of it.
 _MARKED = """
     unnest(CAST(:instances AS text[]), CAST(:hours AS timestamptz[])) AS mark (instance_id, hour)
     JOIN {table} AS s ON s.instance_id = mark.instance_id AND s.at >= mark.hour
@@ -99,27 +104,27 @@ _TAKE_MARKS = text(
 
 
 async def roll_up(database: Database, now: datetime) -> None:
-    """Bring five minutes and hours up to date. Each step is a transaction of its own. Any number of processes may do it
+    """Bring five minutes and hours up to date. Each span is a transaction of its own. Any number of processes may do it
     at once: one works, the others wait for it and find nothing left.
     """
-    for step in (FIVE_MINUTES, HOUR):
-        while await _next_step(database, step, now):
+    for step in SPANS:
+        while await _next_span(database, step, now):
             pass
     while await _next_marks(database):
         pass
 
 
-async def _next_step(database: Database, step: int, now: datetime) -> bool:
-    """Sum up the oldest step that is not; False when it is not over yet."""
+async def _next_span(database: Database, step: int, now: datetime) -> bool:
+    """Sum up the oldest span that is not; False when it is not over yet."""
     async with database.begin() as session:
         await see_all_tenants(session)
         await session.execute(_PATIENCE)
         since = (await session.execute(_PLACE, {"step": step})).scalar_one_or_none()
         if since is None:
             oldest = (await session.execute(_OLDEST)).scalar_one()
-            await session.execute(_BEGIN, {"step": step, "at": began(oldest or now - AFTER, step)})
+            await session.execute(_BEGIN, {"step": step, "at": began(oldest or now - AFTER, SPANS[step])})
             return oldest is not None
-        until = since + timedelta(seconds=step)
+        until = since + timedelta(seconds=SPANS[step])
         if until + AFTER > now or (step == HOUR and until > await _done(session, FIVE_MINUTES)):
             return False
         await session.execute(_SUMS[step], {"since": since, "until": until})
@@ -143,7 +148,7 @@ async def _next_marks(database: Database) -> bool:
             return False
         values: dict[str, Any] = {"instances": [row.instance_id for row in marks], "hours": [row.at for row in marks]}
         values["since"] = min(values["hours"])
-        for step in (FIVE_MINUTES, HOUR):
+        for step in SPANS:
             await session.execute(_SUMS_ANEW[step], values | {"until": await _done(session, step)})
         return True
 

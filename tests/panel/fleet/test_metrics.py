@@ -281,7 +281,7 @@ async def test_a_forgotten_instance_leaves_no_history(
     ada: Tenant, app: RunningApp, database: Database, ingest: Ingest
 ) -> None:
     line, other = await make_instance(database, ada.id), await make_instance(database, ada.id)
-    moment = datetime.now(UTC) - timedelta(hours=2)
+    moment = datetime.now(UTC) - timedelta(hours=14)
     for one in (line, other):
         await tell(ingest, one, past(moment))
     await roll_up(database, datetime.now(UTC))

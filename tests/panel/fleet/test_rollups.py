@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from quazzar.panel.fleet import retention, rollups
 from quazzar.panel.fleet.ingest import Ingest
 from quazzar.panel.fleet.retention import keep_partitions
 from quazzar.panel.fleet.rollups import FIVE_MINUTES, HOUR, began, roll_up
+from tests.factories.accounts import make_member
 from tests.panel.fleet.conftest import Tenant
 from tests.panel.fleet.lines import Told, app_facts, ask, beat, make_instance, past, state_of, tell
 
@@ -34,6 +36,23 @@ class Clock:
     def pass_(self, **passed: float) -> datetime:
         self.now += timedelta(**passed)
         return self.now
+
+
+async def tenant_of(database: Database) -> Tenant:
+    """Without the app, whose own schedules would sum up meanwhile."""
+    member = await make_member(database)
+    assert member.tenant_id is not None
+    return Tenant(member.tenant_id, httpx.AsyncClient(), member.id)
+
+
+@pytest.fixture(scope="module")
+async def ada(database: Database) -> Tenant:
+    return await tenant_of(database)
+
+
+@pytest.fixture(scope="module")
+async def eve(database: Database) -> Tenant:
+    return await tenant_of(database)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +105,7 @@ async def test_sums_are_those_of_all_samples(
         await tell(ingest, line, Samples(batch=1, points=points))
         for point in points:
             told.setdefault(point.at, point)
-        await roll_up(database, clock.pass_(seconds=data.draw(st.integers(0, 4000))))
+        await roll_up(database, clock.pass_(seconds=data.draw(st.integers(0, 20_000))))
     for step in (FIVE_MINUTES, HOUR):
         expected = naive(told.values(), step, await done_until(database, step))
         found = await sums_of(database, line, step)
@@ -108,7 +127,7 @@ async def test_all_values_of_host_and_apps_are_summed_up(
         at = clock.pass_(seconds=30)
         point = Sample(at, [float(number), None, 5.0], {"app_one": [10.0 * number, 1.0]})
         await tell(ingest, line, Samples(batch=1, points=[point]))
-    await roll_up(database, clock.pass_(hours=2))
+    await roll_up(database, clock.pass_(hours=8))
     for step in (FIVE_MINUTES, HOUR):
         row = (await sums_of(database, line, step))[begin]
         assert row.tenant_id == ada.id
@@ -126,7 +145,7 @@ async def test_summing_up_again_changes_nothing_and_many_may_do_it_at_once(
 ) -> None:
     line = await make_instance(database, ada.id)
     await tell(ingest, line, past(*(clock.now - timedelta(minutes=minutes) for minutes in range(0, 200, 7))))
-    clock.pass_(hours=2)
+    clock.pass_(hours=8)
     await asyncio.gather(*(roll_up(database, clock.now) for _ in range(4)))
     before = [await sums_of(database, line, step) for step in TABLES]
     assert sum(row.counts[0] for row in before[0].values()) == 29
@@ -216,9 +235,9 @@ async def test_other_tenants_see_neither_samples_nor_sums(
         await session.execute(text("DELETE FROM fleet_rollups"))
         await keep_partitions(session, clock.now)
     line = await make_instance(database, ada.id)
-    await tell(ingest, line, past(clock.now - timedelta(hours=2)))
+    await tell(ingest, line, past(clock.now - timedelta(hours=14)))
     await roll_up(database, clock.now)
-    await tell(ingest, line, past(clock.now - timedelta(hours=3)))
+    await tell(ingest, line, past(clock.now - timedelta(hours=15)))
     for table in ("fleet_samples", "fleet_five_minutes", "fleet_hours", "fleet_late"):
         for tenant_id, expected in ((ada.id, True), (eve.id, False), (None, False)):
             async with database.begin(tenant=tenant_id) as session:
