@@ -30,7 +30,7 @@ from quazzar.panel.fleet.metrics import MetricsService
 from quazzar.panel.fleet.metrics_schemas import Range
 from quazzar.panel.fleet.models import FleetInstance, FleetPresence
 from quazzar.panel.fleet.retention import KEPT_DAYS, keep_partitions
-from quazzar.panel.fleet.rollups import roll_up
+from quazzar.panel.fleet.rollups import FIVE_MINUTES, HOUR, SPANS, roll_up
 from quazzar.panel.tenants.service import TenantService
 
 INSTANCES = int(os.environ.get("QUAZZAR_BENCH_INSTANCES", "5000"))
@@ -171,7 +171,7 @@ FROM generate_series($3::integer, $4::integer) AS moment, unnest($5::text[]) AS 
 _SUMS = """
 INSERT INTO {table} (tenant_id, instance_id, app_id, at, minimum, average, maximum, counts)
 SELECT $1, id, '', at, ARRAY[{values}], ARRAY[{values}], ARRAY[{values}], array_fill(10, ARRAY[{width}])
-FROM generate_series($2::timestamptz, $3::timestamptz, $4::interval) AS at, unnest($5::text[]) AS id ORDER BY at
+FROM generate_series($2::timestamptz, $3::timestamptz, $4::interval) AS at, unnest($5::text[]) AS id ORDER BY id, at
 ON CONFLICT DO NOTHING
 """
 
@@ -191,11 +191,15 @@ async def fill(database: Database, owner: "asyncpg.Connection[Any]", tenant_id: 
     await owner.execute("SELECT set_config('app.worker', 'on', false)")
     for first in range(1, 2881, 120):
         await owner.execute(_SAMPLES.format(values=random_values), tenant_id, begin, first, first + 119, ids)
-    for table, step, days in (("fleet_five_minutes", timedelta(minutes=5), 7), ("fleet_hours", timedelta(hours=1), 90)):
+    begin = datetime.fromtimestamp(now.timestamp() // 86_400 * 86_400, UTC)
+    for table, seconds, days in (("fleet_five_minutes", FIVE_MINUTES, 7), ("fleet_hours", HOUR, 90)):
         sums = _SUMS.format(table=table, values=random_values, width=len(HOST_METRICS))
-        for age in range(days, 1, -1):
-            since = (now - timedelta(days=age)).replace(minute=0, second=0, microsecond=0)
-            await owner.execute(sums, tenant_id, since, since + timedelta(days=1) - step, step, ids)
+        step, span = timedelta(seconds=seconds), timedelta(seconds=SPANS[seconds])
+        # As the job writes them: by the span, and within it instance by instance.
+        since = begin - timedelta(days=days)
+        while since < begin - timedelta(days=1):
+            await owner.execute(sums, tenant_id, since, since + span - step, step, ids)
+            since += span
     # The last day is summed up by the job itself.
     began = time.perf_counter()
     await roll_up(database, datetime.now(UTC))

@@ -17,7 +17,7 @@ from tests.product.test_database_restart import kill_database
 
 INSTANCES = 12
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(240)]
 
 
 @asynccontextmanager
