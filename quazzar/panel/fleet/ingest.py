@@ -25,7 +25,9 @@ from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.records import publish
 from quazzar.link.messages import CLOSE_MALFORMED, CLOSE_REVOKED, AppFacts, Heartbeat, Samples, State
 from quazzar.link.metrics import APP_METRICS, HOST_METRICS, measures
+from quazzar.panel.fleet import copying
 from quazzar.panel.fleet.authority import Identity
+from quazzar.panel.fleet.copying import COLUMNS, Row
 from quazzar.panel.fleet.events import InstanceDegraded, InstanceOnline
 from quazzar.panel.fleet.health import BAD_APPS, failing, score_of
 from quazzar.panel.fleet.models import FleetInstance
@@ -42,16 +44,12 @@ AHEAD: Final = timedelta(minutes=5)
 MOST_VALUE: Final = 2.0**63
 """No measurement is larger, and sums of them stay finite."""
 _MOST_ROWS: Final = 5000
-_AT_ONCE: Final = 2
+_WRITERS: Final = 2
 _MOST_KNOWN: Final = 50_000
 _TELL_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 0.5
 _WRONG: Final = frozenset({"22", "23"})
 """Classes of SQLSTATE that tell of what was written, not of the database; trying the same again would not help."""
-
-Row = tuple[str, str, str, datetime, list[float | None]]
-"""A sample in the order of the table's columns."""
-
 
 _encode = msgspec.json.Encoder().encode
 
@@ -161,6 +159,7 @@ class Ingest:
         self._most_points = PAST.total_seconds() * self._each_second
         self._known: dict[str, _Known] = {}
         self._beats: dict[str, _Beat] = {}
+        self._waiting: deque[_Beat] = deque()
         self._pasts: deque[_Past] = deque()
         self._beat_came = asyncio.Event()
         self._past_came = asyncio.Event()
@@ -171,7 +170,10 @@ class Ingest:
     async def start(self) -> None:
         self.healthy_since = time.monotonic()
         self._tasks = [
-            asyncio.create_task(self._often(self._beat_came, self.write_beats), name="fleet-heartbeats"),
+            *(
+                asyncio.create_task(self._often(self._beat_came, self.write_beats), name="fleet-heartbeats")
+                for _ in range(_WRITERS)
+            ),
             asyncio.create_task(self._often(self._past_came, self.write_past), name="fleet-past"),
         ]
 
@@ -199,6 +201,7 @@ class Ingest:
             await before.done.wait()
         beat = _Beat(line, message)
         self._beats[beat.instance_id] = beat
+        self._waiting.append(beat)
         self._of(line).shift = _shift((message.sent_at - beat.time).total_seconds())
         self._beat_came.set()
 
@@ -247,33 +250,28 @@ class Ingest:
             self._told_at = time.monotonic()
 
     async def write_beats(self) -> None:
-        """Write the heartbeats that wait. Raises what the database raises; they then still wait."""
-        beats = list(self._beats.values())
-        if not beats:
-            return
-        await self._ready()
-        await self._learn_apps(beat.line for beat in beats if beat.message.app_measured)
-        batches: list[list[_Beat]] = [[]]
-        size = 0
-        for beat in beats:
-            if size >= _MOST_ROWS:
-                batches.append([])
-                size = 0
-            batches[-1].append(beat)
-            size += len(beat.message.app_measured) + 1
-        # While the database works on one, the next is made ready for it.
-        places = asyncio.Semaphore(_AT_ONCE)
-
-        async def write(batch: list[_Beat]) -> None:
-            async with places:
+        """Write the heartbeats that wait. Raises what the database raises; they then still wait. May be called while
+        another call is at work: while the database writes what one has taken, the other makes the next ready.
+        """
+        while batch := self._take():
+            try:
+                await self._ready()
+                await self._learn_apps(beat.line for beat in batch if beat.message.app_measured)
                 for beat in batch:
                     self._look_at(beat)
                 await self._write_batch(batch)
+            except BaseException:
+                self._waiting.extendleft(beat for beat in reversed(batch) if self._beats.get(beat.instance_id) is beat)
+                raise
 
-        results = await asyncio.gather(*(write(batch) for batch in batches), return_exceptions=True)
-        for result in results:
-            if result is not None:
-                raise result
+    def _take(self) -> list[_Beat]:
+        batch: list[_Beat] = []
+        size = 0
+        while self._waiting and size < _MOST_ROWS:
+            beat = self._waiting.popleft()
+            batch.append(beat)
+            size += len(beat.message.app_measured) + 1
+        return batch
 
     async def _write_batch(self, beats: Sequence[_Beat]) -> None:
         """What can't be written of one instance is found by halves, and nobody else loses anything."""
@@ -495,7 +493,6 @@ _INSERT = text(
     ON CONFLICT DO NOTHING
     """
 )
-_COLUMNS: Final = ("tenant_id", "instance_id", "app_id", "at", "measured")
 _APPS = text("SELECT id, state_hash, apps FROM fleet_instances WHERE id = ANY(CAST(:ids AS text[]))")
 _MARK = text(
     """
@@ -546,7 +543,8 @@ async def _copy(session: AsyncSession, samples: list[Row]) -> None:
     driver = await _driver_of(session)
     for day in {row[3].date() for row in samples}:
         rows = [row for row in samples if row[3].date() == day]
-        await driver.copy_records_to_table(f"fleet_samples_{day:%Y%m%d}", records=rows, columns=_COLUMNS)
+        table = f"fleet_samples_{day:%Y%m%d}"
+        await driver.copy_to_table(table, source=copying.encode(rows), columns=COLUMNS, format="binary")
 
 
 async def _insert(session: AsyncSession, samples: Sequence[Row]) -> None:

@@ -124,7 +124,7 @@ class Counted:
     def __enter__(self) -> list[str]:
         event.listen(self._engine, "before_cursor_execute", self._note)
         # What goes past the library, on the driver's own connection.
-        for name in ("fetch", "copy_records_to_table"):
+        for name in ("fetch", "copy_to_table"):
             self._patch.setattr(asyncpg.Connection, name, self._noting(getattr(asyncpg.Connection, name)))
         return self.statements
 
