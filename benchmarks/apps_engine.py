@@ -8,12 +8,15 @@ import json
 import random
 import resource
 import statistics
+import sys
 import time
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from benchmarks.load import SERVER_CORE, call, cpu_seconds, free_port, pinned, rss_mib
 from quazzar.core.ids import new_id
+from quazzar.core.postgres import EmbeddedPostgres
 from quazzar.instance.apps.runtimes.configs import DockerConfig
 from quazzar.instance.apps.runtimes.docker import DockerRuntime
 from quazzar.instance.apps.spec import AppSpec, NetworkSpec, ServiceSpec
@@ -24,6 +27,15 @@ FOLLOWERS = 50
 INSTALLS = 10
 IMAGE = "busybox:1.37"
 LINE = "x" * 80
+COMPOSE = f"""\
+x-quazzar: {{slug: sleeper, version: "1", title: Sleeper}}
+services:
+  web:
+    image: {IMAGE}
+    command: ["sh", "-c", "exec sleep 100000"]
+    stop_grace_period: 1s
+    networks: [default]
+"""
 
 
 async def silent(_: float, __: str) -> None:
@@ -163,8 +175,62 @@ async def _measure(engine: DockerEngine) -> None:
         await runtime.close()
 
 
+async def whole(folder: Path, engine: DockerEngine) -> None:
+    """The product with 200 running apps, whose database and engine run on the other core: its list, and its idling."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "quazzar", "--mode=instance", "--port", str(port), "--data-dir", f"{folder}/whole"]
+    cluster = EmbeddedPostgres(folder / "whole-cluster")
+    urls = await cluster.start()
+    environment = {
+        "QUAZZAR_DATABASE_URL": urls.owner,
+        "QUAZZAR_DOCKER_HOST": engine.host,
+        "QUAZZAR_RATE_LIMIT_INSTANCE": "100000000/minute",
+    }
+    try:
+        with pinned(command, core=SERVER_CORE, ready=f"{url}/api/ready", env=environment) as pid:
+            await asyncio.to_thread(_watch, url, pid)
+    finally:
+        await cluster.stop()
+
+
+def _watch(url: str, pid: int) -> None:
+    credentials = json.dumps({"username": "admin", "password": "correct horse battery staple"}).encode()
+    call(f"{url}/api/auth/setup", credentials)
+    token = json.loads(call(f"{url}/api/auth/login", credentials))["access_token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    idle(pid, 0)
+    call(f"{url}/api/templates", json.dumps({"compose": COMPOSE}).encode(), headers)
+    for number in range(APPS):
+        call(f"{url}/api/apps", json.dumps({"template": "sleeper", "name": f"sleeper-{number}"}).encode(), headers)
+    path = f"{url}/api/apps?limit={APPS}"
+    while sum(one["status"] == "running" for one in json.loads(call(path, None, headers))) < APPS:
+        time.sleep(2)
+    times = []
+    for _ in range(500):
+        began = time.perf_counter()
+        call(path, None, headers)
+        times.append((time.perf_counter() - began) * 1000)
+    times.sort()
+    median, slowest = times[len(times) // 2], times[int(len(times) * 0.99)]
+    print(f"  GET /api/apps of {APPS}: median {median:.1f} ms, p99 {slowest:.1f} ms (30 ms at most)")
+    idle(pid, APPS)
+
+
+def idle(pid: int, apps: int) -> None:
+    """What nobody asks for: the looks of the reconciler, stats each 15 s, metrics, the queue."""
+    time.sleep(10)
+    before, began = cpu_seconds(pid), time.monotonic()
+    time.sleep(60)
+    share = (cpu_seconds(pid) - before) / (time.monotonic() - began)
+    print(f"  the whole product with {apps} apps, idle: {share:.1%} of a core, {rss_mib(pid):.0f} MiB")
+
+
 def measure(folder: Path) -> None:
     print("\nApps on a real engine")
     with docker_engine(folder) as engine:
         engine.import_busybox(IMAGE)
         asyncio.run(_measure(engine))
+    with docker_engine(folder) as engine:
+        engine.import_busybox(IMAGE)
+        asyncio.run(whole(folder, engine))

@@ -55,10 +55,13 @@ def _nobody() -> str:
 
 
 class Passwords:
-    """Hashes and verifies, at most one hash per core at once and `waiting` more in the queue (2 seconds' worth)."""
+    """Hashes and verifies, one hash at once for each core but one, and `waiting` more in the queue (2 seconds' worth).
+
+    The core that is left is for the event loop: even a thread of low priority makes it wait for some milliseconds.
+    """
 
     def __init__(self, *, at_once: int | None = None, waiting: int | None = None) -> None:
-        self._at_once = at_once or _cores()
+        self._at_once = at_once or max(1, _cores() - 1)
         self._most = self._room = self._at_once + (64 * self._at_once if waiting is None else waiting)
         self._threads = ThreadPoolExecutor(self._at_once, "passwords", initializer=_lower_priority)
         self._unknown = _nobody()

@@ -58,19 +58,16 @@ class ExportOperation(Operation):
     def __post_init__(self) -> None:
         answer = (self.responses or {}).get("200")
         if isinstance(answer, OpenAPIResponse):
-            text = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING, examples=[_EXAMPLE]))
+            # Of YAML a schema tells what it says, not how it is written.
+            text = OpenAPIMediaType(schema=Schema(type=OpenAPIType.OBJECT, examples=[_EXAMPLE]))
             tar = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING, examples=["…"]))
             answer.content = {YAML: text, TAR: tar}
 
 
-_EXAMPLE: Final = """\
-name: blog
-services:
-  web:
-    image: "nginx:1.27"
-    ports: ["8088:80"]
-    restart: "unless-stopped"
-"""
+_EXAMPLE: Final = {
+    "name": "blog",
+    "services": {"web": {"image": "nginx:1.27", "ports": ["8088:80"], "restart": "unless-stopped"}},
+}
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
