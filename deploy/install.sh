@@ -82,7 +82,14 @@ uninstall() {
 need_packages() {
     packages=
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then packages="python3 python3-venv"; fi
-    if [ "$docker" = yes ] && ! command -v dockerd >/dev/null 2>&1; then packages="$packages docker.io"; fi
+    if [ "$docker" = yes ] && ! command -v dockerd >/dev/null 2>&1; then
+        packages="$packages docker.io"
+        # Each app has a network of its own, and the engine's own pools hold about 30.
+        if [ -z "$root" ] && ! [ -e /etc/docker/daemon.json ]; then
+            mkdir -p /etc/docker
+            echo '{"default-address-pools": [{"base": "10.200.0.0/14", "size": 24}]}' >/etc/docker/daemon.json
+        fi
+    fi
     [ -n "$packages" ] || return 0
     [ -z "$root" ] && command -v apt-get >/dev/null 2>&1 || fail "please install first: $packages"
     say "Installing $packages"
