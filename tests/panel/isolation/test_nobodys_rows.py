@@ -1,0 +1,94 @@
+"""What belongs to no tenant (the process's own jobs and records, all of an instance) is not there within a tenant's
+transaction, whatever a statement has forgotten to ask for.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+from sqlalchemy import insert, text
+
+import quazzar.tables  # noqa: F401 - every model on the metadata
+from quazzar.accounts.models import ApiKey, Session
+from quazzar.channels.models import NotificationChannel
+from quazzar.core.db import Base, Database
+from quazzar.core.ids import new_id
+from quazzar.core.jobs import enqueue
+from quazzar.core.postgres import DatabaseUrls
+from quazzar.core.records import Event, audit, publish
+from quazzar.invitations.jobs import prune
+from quazzar.invitations.models import Invitation
+from quazzar.webhooks.models import Webhook, WebhookDelivery
+from tests.factories.accounts import make_member, make_user
+from tests.panel.isolation.walls import superuser
+
+TABLES = sorted(
+    table.name
+    for table in Base.metadata.sorted_tables
+    if "tenant_id" in table.columns and table.columns["tenant_id"].nullable
+)
+
+
+class Whispered(Event):
+    type = "wall.whispered"
+
+
+@pytest.fixture(scope="module")
+async def of_nobody(database: Database) -> None:
+    """A row of no tenant in each of the tables, made as they are made: in a transaction of no tenant."""
+    user = await make_user(database)
+    soon, webhook_id = datetime.now(UTC) + timedelta(days=1), new_id("wh")
+    async with database.begin(user=user.id) as session:
+        audit(session, "wall.whisper")
+        publish(session, Whispered())
+        await enqueue(session, prune)
+        rows = [
+            (Session, {"id": new_id("ses"), "user_id": user.id, "expires_at": soon, "ip": "-", "user_agent": ""}),
+            (ApiKey, {"id": new_id("key"), "user_id": user.id, "name": "x", "key_hash": b"x", "prefix": "x"}),
+            (Invitation, {"id": new_id("inv"), "email": "a@example.com", "role": "viewer", "token_hash": b"x"}),
+            (NotificationChannel, {"id": new_id("chn"), "name": "x", "kind": "email", "to_addresses": ["a@b.c"]}),
+            (Webhook, {"id": webhook_id, "url": "x", "events": ["*"], "active": True, "start_position": 0}),
+            (WebhookDelivery, {"id": new_id("whd"), "webhook_id": webhook_id, "event_id": "x", "type": "x"}),
+        ]
+        more = {
+            Session: {"realm": "instance"},
+            ApiKey: {"suffix": "x", "scopes": ["*"], "expires_at": soon},
+            Invitation: {"realm": "instance", "expires_at": soon},
+            NotificationChannel: {"realm": "instance"},
+            Webhook: {"realm": "instance"},
+            WebhookDelivery: {"realm": "instance", "body": b"{}", "status": "pending", "tries": 0},
+        }
+        for table, values in rows:
+            await session.execute(insert(table).values(**values | more[table]))
+
+
+@pytest.mark.parametrize("table", TABLES)
+async def test_a_tenants_transaction_has_none_of_them(
+    database: Database, database_urls: DatabaseUrls, of_nobody: None, table: str
+) -> None:
+    del of_nobody
+    count = f"SELECT count(*) FROM {table} WHERE tenant_id IS NULL"
+    connection = await asyncpg.connect(superuser(database_urls))
+    try:
+        there = await connection.fetchval(count)
+    finally:
+        await connection.close()
+    assert there > 0
+    ada = await make_member(database)
+    async with database.begin(tenant=ada.tenant_id, user=ada.id) as session:
+        assert (await session.execute(text(count))).scalar_one() == 0
+        if table != "audit_records":
+            gone = await session.execute(text(f"DELETE FROM {table} WHERE tenant_id IS NULL RETURNING 1"))
+            assert gone.all() == []
+
+
+async def test_what_a_tenants_change_has_the_process_do_is_written_all_the_same(database: Database) -> None:
+    """A mail is a job of the process and of no tenant, and sets out with the change that it tells of."""
+    ada = await make_member(database)
+    async with database.begin(tenant=ada.tenant_id, user=ada.id) as session:
+        job_id = await enqueue(session, prune)
+        audit(session, "wall.whisper")
+        publish(session, Whispered())
+    async with database.begin() as session:
+        found = await session.execute(text("SELECT tenant_id FROM jobs WHERE id = :id"), {"id": job_id})
+        assert found.scalar_one() is None
