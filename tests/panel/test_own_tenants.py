@@ -1,6 +1,7 @@
 """Making, changing and deleting tenants; client tenants below an MSP's; and switching between them."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -292,3 +293,20 @@ async def test_someone_of_another_tenant_reaches_no_client(
     await join(database, chris, eve.tenant_id or "", "viewer")
     moved = await switch(client, own, eve.tenant_id or "")
     assert (await me(client, moved))["role"] == "viewer"
+
+
+async def test_an_idempotency_key_counts_in_one_tenant(client: httpx.AsyncClient, ada: MadeUser) -> None:
+    """In another one the same words ask for another thing, and the answer of the first may hold a secret of it."""
+    headers = await headers_of(client, ada)
+    second = (await client.post(TENANTS, json={"name": "Second"}, headers=headers)).json()["id"]
+    body, key = {"name": "CI", "permissions": ["*"]}, {"Idempotency-Key": uuid.uuid4().hex}
+    first = await client.post("/panel/api/api-keys", json=body, headers=headers | key)
+    there = await switch(client, headers, second)
+    made = await client.post("/panel/api/api-keys", json=body, headers=there | key)
+    again = await client.post("/panel/api/api-keys", json=body, headers=there | key)
+    assert (first.status_code, made.status_code) == (201, 201)
+    assert "idempotent-replayed" not in made.headers
+    assert (again.content, again.headers["idempotent-replayed"]) == (made.content, "true")
+    assert first.json()["key"] != made.json()["key"]
+    keys = (await client.get("/panel/api/api-keys", headers=there)).json()
+    assert [one["id"] for one in keys] == [made.json()["id"]]
