@@ -76,7 +76,7 @@ class LoginService:
 
         Raises `BadCredentials` for an unknown name as for a wrong password, after the same work.
         """
-        await self._accounts.count_name(self._realm, name)
+        await self._accounts.count_name(self._realm, "login", name)
         guesses = self._guesses(name)
         async with self._accounts.passwords.turn(), self._begin() as session:
             user = await store.find_user(session, self._realm, name)

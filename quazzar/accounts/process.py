@@ -73,9 +73,12 @@ class Accounts:
         await self.authenticator.stop()
         self.passwords.close()
 
-    async def count_name(self, realm: Realm, name: str) -> None:
-        """Count an attempt under an account's name; the gate counts the address. Raises `RateLimited`."""
-        hit = await self.limiter.hit(self._per_name, f"{realm}:{name}")
+    async def count_name(self, realm: Realm, what: str, name: str) -> None:
+        """Count an attempt at `what` under an account's name; the gate counts the address. Raises `RateLimited`.
+
+        Each `what` is counted by itself: whoever asks for one thing in another's name keeps them from nothing else.
+        """
+        hit = await self.limiter.hit(self._per_name, f"{realm}:{what}:{name}")
         if not hit.allowed:
             raise RateLimited(headers={"Retry-After": str(hit.retry_after())})
 

@@ -511,6 +511,10 @@ async def delete_api_key(session: AsyncSession, place: KeyPlace, key_id: str) ->
     return found
 
 
+async def delete_api_keys(session: AsyncSession, place: KeyPlace) -> None:
+    await session.execute(delete(ApiKey).where(place.condition))
+
+
 async def delete_expired_api_keys(session: AsyncSession, place: KeyPlace) -> None:
     """Forget keys that have been of no use for a month."""
     limit = func.now() - literal(timedelta(days=30), Interval())

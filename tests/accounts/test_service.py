@@ -163,11 +163,12 @@ async def test_the_limit_per_account_name(app: RunningApp, tmp_path: Any, databa
     )
     for name in ("somebody", "nobody"):
         for _ in range(10):
-            await strict.count_name("instance", name)
+            await strict.count_name("instance", "login", name)
         with pytest.raises(RateLimited) as caught:
-            await strict.count_name("instance", name)
+            await strict.count_name("instance", "login", name)
         assert 1 <= int(caught.value.headers["Retry-After"]) <= 60
-    await strict.count_name("panel", "somebody")
+    await strict.count_name("panel", "login", "somebody")
+    await strict.count_name("instance", "reset", "somebody")
     strict.passwords.close()
 
 

@@ -152,6 +152,48 @@ async def test_s19_a_reset_needs_a_token_that_is_good(
         assert (await client.post(f"/api/auth/{name}", json={})).status_code == 404
 
 
+async def test_who_registered_with_anothers_address_keeps_no_way_in(
+    client: httpx.AsyncClient, box: MailBox, ada: MadeUser
+) -> None:
+    """Keys outlive a password: those of before anybody proved to read what is sent to the address do not."""
+    headers = await headers_of(client, ada)
+    second = (await client.post("/panel/api/tenants", json={"name": "Second"}, headers=headers)).json()["id"]
+    body = {"name": "for later", "permissions": ["*"]}
+    keys = [(await client.post("/panel/api/api-keys", json=body, headers=headers)).json()["key"]]
+    switched = await client.post(f"{AUTH}/switch-tenant", json={"tenant_id": second}, headers=headers)
+    there = bearer(switched.json()["access_token"])
+    keys.append((await client.post("/panel/api/api-keys", json=body, headers=there)).json()["key"])
+    assert [await logged_in(client, bearer(key)) for key in keys] == [True, True]
+    assert (await reset(client, token=await token_for(client, box, ada))).status_code == 204
+    assert [await logged_in(client, bearer(key)) for key in keys] == [False, False]
+    # From then on the address is proved, and the keys are its owner's: they stay.
+    mine = bearer((await log_in(client, ada, NEW))["access_token"])
+    kept = (await client.post("/panel/api/api-keys", json=body, headers=mine)).json()["key"]
+    seen = len(box.of(ada.name))
+    await forget(client, ada.name)
+    async with asyncio.timeout(20):
+        while not (links := [mail for mail in box.of(ada.name)[seen:] if "Set a new" in mail.message["Subject"]]):
+            await asyncio.sleep(0.05)
+    assert (await reset(client, token=token_in(link_in(links[-1])), password="other new words")).status_code == 204
+    assert await logged_in(client, bearer(kept))
+
+
+async def test_registering_in_anothers_name_does_not_keep_them_out(
+    keyring: Any, database_urls: Any, tmp_path: Any, ada: MadeUser
+) -> None:
+    settings = make_settings(tmp_path, QUAZZAR_RATE_LIMIT_AUTH="3/day")
+    database = Database(database_urls.app, pool_size=4)
+    async with running_app(settings, keyring, database) as app:
+        statuses = []
+        for number in range(4):
+            async with app.client(f"192.0.2.{number}") as client:
+                statuses.append((await client.post(f"{AUTH}/register", json=new_person(email=ada.name))).status_code)
+        assert statuses == [201, 201, 201, 429]
+        async with app.client("198.51.100.7") as client:
+            await log_in(client, ada)
+    await database.close()
+
+
 async def test_a_login_that_is_over_is_no_hindrance(client: httpx.AsyncClient, box: MailBox, ada: MadeUser) -> None:
     """Browsers send what they have."""
     token = await token_for(client, box, ada)

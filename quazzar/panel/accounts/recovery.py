@@ -15,6 +15,7 @@ from quazzar.accounts.errors import LinkRefused, MailNotConfigured
 from quazzar.accounts.guesses import Guesses
 from quazzar.accounts.policy import check_password
 from quazzar.accounts.process import Accounts
+from quazzar.accounts.store import KeyPlace
 from quazzar.core.auth import Principal
 from quazzar.core.db import set_scope
 from quazzar.core.errors import Forbidden
@@ -39,11 +40,12 @@ class RecoveryService:
     async def forget(self, data: ForgottenPassword) -> None:
         """Have a link sent to the address, if it is that of a user."""
         email = data.email.lower()
-        await self._accounts.count_name("panel", f"reset {email}")
+        await self._accounts.count_name("panel", "reset", email)
         await enqueue(self._session, jobs.mail_reset, caller=SYSTEM, email=email)
 
     async def reset(self, data: PasswordReset) -> None:
-        """Set the password of the user whose link it is; all of their sessions end.
+        """Set the password of the user whose link it is; all of their sessions end, and their API keys too where nobody
+        had proved before that the address is theirs.
 
         Raises `LinkRefused`, and then nothing is told of the password; `PasswordRefused`.
         """
@@ -63,6 +65,8 @@ class RecoveryService:
         await store.get_secrets(self._session, "panel", person.id, lock=True)
         if await store.take_mailed_token(self._session, RESET.name, digest) is None:
             raise LinkRefused
+        if not person.email_verified and mail_configured(self._accounts.settings):
+            await self._drop_keys(person.id)
         # Whoever has the link reads what is sent to the address.
         await store.update_user(self._session, "panel", person.id, email_verified_at=datetime.now(UTC))
         await store.replace_password(self._session, "panel", person.id, password_hash)
@@ -72,6 +76,18 @@ class RecoveryService:
         audit(self._session, "user.reset_password", subject=person.id)
         if mail_configured(self._accounts.settings):
             await send_mail(self._session, to=email, subject="Your password was changed", text=_CHANGED)
+
+    async def _drop_keys(self, user_id: str) -> None:
+        """All that the user's account was given to come back by without its password.
+
+        Whoever reads what is sent to the address proves it for the first time: it may have been somebody else who
+        registered with it, and made keys that outlive a password.
+        """
+        for tenant_id in await TenantService(self._session).all_of(user_id):
+            await set_scope(self._session, tenant=tenant_id, user=user_id)
+            await store.delete_api_keys(self._session, KeyPlace(user_id, tenant_id))
+        caller: Caller = self._session.info["caller"]
+        await set_scope(self._session, tenant=caller.tenant_id, user=user_id)
 
     async def confirm(self, token: str) -> None:
         """Confirm the address that the link was sent to. Raises `LinkRefused`."""

@@ -80,8 +80,9 @@ class PanelAuthController(LoginController):
 
     @post("/reset-password", status_code=204, operation_id="ResetPassword", summary="Set a new password by a link")
     async def reset_password(self, recovery: NamedDependency[RecoveryService], data: JSONBody[PasswordReset]) -> None:
-        """Uses the link up and ends all sessions of the user; the second factor stays. 401 `link_not_valid` for every
-        token that is not good.
+        """Uses the link up and ends all sessions of the user; the second factor stays, and so do API keys, unless the
+        address was not confirmed before: then it may have been somebody else who made them. 401 `link_not_valid` for
+        every token that is not good.
         """
         await recovery.reset(data)
 

@@ -37,7 +37,7 @@ class RegistrationService:
         that nobody learns from it who is registered here. Raises `PasswordRefused`.
         """
         email = data.email.lower()
-        await self._accounts.count_name("panel", email)
+        await self._accounts.count_name("panel", "register", email)
         own_names = (email, email.partition("@")[0], data.name, data.organization)
         check_password(data.password, field="password", own=own_names)
         password_hash = await self._accounts.passwords.hash(data.password)

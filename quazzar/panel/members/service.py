@@ -64,7 +64,7 @@ class MemberService:
         sent = mail_configured(self._accounts.settings)
         if sent:
             # Counted by address: who invites may not fill a stranger's mailbox.
-            await self._accounts.count_name("panel", f"invite {email}")
+            await self._accounts.count_name("panel", "invite", email)
             await self._send(email, invitation)
         given = {"email": email, "role": data.role, "resources": resources}
         audit(self._session, "member.invite", subject=row.id, after=given)

@@ -24,6 +24,11 @@ async def find_home(session: AsyncSession, user_id: str) -> str | None:
     return (await session.execute(statement)).scalar_one_or_none()
 
 
+async def find_all(session: AsyncSession, user_id: str) -> Sequence[str]:
+    """Every tenant that the user works in, those that they come into from a parent too."""
+    return (await session.execute(select(Membership.tenant_id).where(Membership.user_id == user_id))).scalars().all()
+
+
 async def count_owned(session: AsyncSession, user_id: str) -> int:
     statement = select(func.count()).where(Membership.user_id == user_id, Membership.role == OWNER)
     return (await session.execute(statement)).scalar_one()

@@ -62,6 +62,10 @@ class TenantService:
         """The tenant that a fresh login lands in."""
         return await own.find_home(self._session, user_id)
 
+    async def all_of(self, user_id: str) -> Sequence[str]:
+        """The ids of all tenants that the user works in."""
+        return await own.find_all(self._session, user_id)
+
     async def place(self, tenant_id: str, user_id: str) -> Place | None:
         """The user's place in the tenant, None when they have none (any more)."""
         row = await store.get_standing(self._session, tenant_id, user_id)
