@@ -83,6 +83,7 @@ from quazzar.instance.templates.routes import TemplateController
 from quazzar.jobs.jobs import DEFAULT_RETENTION_DAYS, RETENTION_DAYS
 from quazzar.jobs.routes import handlers as job_handlers
 from quazzar.jobs.store import count_jobs
+from quazzar.mail.allowance import MailAllowance
 from quazzar.mail.jobs import MAIL_SERVER
 from quazzar.mail.service import mail_configured
 from quazzar.mail.smtp import MailServer
@@ -227,6 +228,7 @@ class Application:
         database.session_info["keyring"] = keyring
         modes = realms_of(settings.server.mode)
         self.limiter = limiter_for(settings.rate_limit.storage.reveal(), postgres=database.small_pool)
+        database.session_info["mail_allowance"] = MailAllowance(settings.rate_limit, self.limiter)
         tenancy: Tenancy | None = None
         if "panel" in modes:
             from quazzar.panel.tenants.tenancy import PanelTenancy  # noqa: PLC0415

@@ -258,6 +258,17 @@ class RateLimits(msgspec.Struct, frozen=True, kw_only=True):
             extra=_as(_rate),
         ),
     ] = "10/minute"
+    mail: Annotated[
+        str,
+        Meta(
+            description="Mails that the people of one tenant may cause: alerts, tests of channels, invitations.",
+            extra=_as(_rate),
+        ),
+    ] = "200/hour"
+    mail_address: Annotated[
+        str,
+        Meta(description="Such mails that one address gets, whichever tenants they come from.", extra=_as(_rate)),
+    ] = "60/hour"
     storage: Annotated[
         Secret,
         Meta(

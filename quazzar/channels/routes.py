@@ -11,7 +11,7 @@ from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.channels.schemas import ChannelCreate, ChannelOut, ChannelSecretOut, ChannelTestOut, ChannelUpdate
-from quazzar.channels.service import CHANNEL_ID, ChannelService, scope_of
+from quazzar.channels.service import CHANNEL_ID, ChannelService, scope_of, shown_to
 from quazzar.core.auth import principal_of, requires
 from quazzar.core.db import Database
 from quazzar.core.http import caller_of
@@ -70,7 +70,8 @@ class ChannelController(Controller):
     ) -> Response[list[ChannelOut]]:
         """Newest first, without secrets."""
         page = page_of(limit, cursor, key=CHANNEL_ID.pattern)
-        return paged(request, page, await channels.find(page), ChannelOut.of, lambda row: str(row.id))
+        shown = shown_to(principal_of(request))
+        return paged(request, page, await channels.find(page), shown, lambda row: str(row.id))
 
     @post(guards=[requires("alerts:write")], operation_id="CreateNotificationChannel", summary="Add a channel")
     async def create_channel(
@@ -88,8 +89,10 @@ class ChannelController(Controller):
         operation_id="GetNotificationChannel",
         summary="One channel",
     )
-    async def get_channel(self, channels: NamedDependency[ChannelService], channel_id: ChannelId) -> ChannelOut:
-        return ChannelOut.of(await channels.get(channel_id))
+    async def get_channel(
+        self, request: ChannelRequest, channels: NamedDependency[ChannelService], channel_id: ChannelId
+    ) -> ChannelOut:
+        return shown_to(principal_of(request))(await channels.get(channel_id))
 
     @patch(
         "/{channel_id:str}",

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -48,7 +49,9 @@ class ChannelUpdate(In):
 
 
 class ChannelOut(Out):
-    """`last_error` says why the newest notification did not arrive; it is null once one has arrived again."""
+    """`url` ends in `/…` for who may not change channels: what follows is often a secret of its receiver. `last_error`
+    says why the newest notification did not arrive; it is null once one has arrived again.
+    """
 
     id: Annotated[str, _CHANNEL_ID]
     name: Annotated[str, Meta(examples=["On call"])]
@@ -66,6 +69,17 @@ class ChannelOut(Out):
     def of(cls, row: Any) -> "ChannelOut":
         values = {name: getattr(row, name) for name in ChannelOut.__struct_fields__ if name != "to"}
         return cls(**values, to=row.to_addresses)
+
+    @classmethod
+    def masked(cls, row: Any) -> "ChannelOut":
+        shown = cls.of(row)
+        return shown if shown.url is None else msgspec.structs.replace(shown, url=origin_of(shown.url))
+
+
+def origin_of(url: str) -> str:
+    """Where an address leads, without what may be a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/…"
 
 
 class ChannelSecretOut(ChannelOut, kw_only=True):

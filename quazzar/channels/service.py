@@ -1,10 +1,9 @@
 """The rules of channels: where notifications may go, what signs them, and how they set out."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,6 +26,7 @@ from quazzar.channels.schemas import (
     ChannelUpdate,
     Notification,
     WebhookChannelCreate,
+    origin_of,
 )
 from quazzar.channels.store import Found, Scope
 from quazzar.core.auth import Principal
@@ -39,7 +39,8 @@ from quazzar.core.outbound import OutboundPolicy, OutboundRefused
 from quazzar.core.paging import Page
 from quazzar.core.records import Caller, audit
 from quazzar.core.schema import given
-from quazzar.mail.service import mail_configured, send_mail
+from quazzar.mail.allowance import MailLimitReached
+from quazzar.mail.service import mail_configured, send_mail_of
 from quazzar.settings import Settings
 from quazzar.webhooks.sending import Message, Outcome, body_of
 from quazzar.webhooks.signing import new_secret, shown
@@ -63,6 +64,11 @@ def scope_of(principal: Principal) -> Scope:
     if principal.resources is not None:
         raise Forbidden("Who is bound to certain groups or instances can't see or change where all are told of")
     return Scope(principal.realm, principal.tenant_id)
+
+
+def shown_to(principal: Principal) -> Callable[[Any], ChannelOut]:
+    """What a caller sees of a channel's row."""
+    return ChannelOut.of if principal.allows("alerts:write") else ChannelOut.masked
 
 
 class ChannelService:
@@ -159,14 +165,14 @@ class ChannelService:
     async def begin_test(self, channel_id: str) -> "Test | None":
         """What is to be sent to a webhook once this is committed; None for mail, which is on its way with the commit.
 
-        Raises `ChannelNotFound`, `MailNotConfigured`.
+        Raises `ChannelNotFound`, `MailNotConfigured`, `MailLimitReached`.
         """
         row = await self.get(channel_id)
         if row.kind == "email" and not mail_configured(self._settings):
             raise MailNotConfigured
         audit(self._session, "channel.test", subject=channel_id)
         if row.kind == "email":
-            await _mail(self._session, row, _TEST)
+            await _mail(self._session, self._scope, row, _TEST)
             return None
         message_id = new_id("ntf")
         body = body_of(message_id, _TEST.type, datetime.now(UTC), _TEST.data)
@@ -224,8 +230,8 @@ async def tell(
     channel_ids: Collection[str] | None = None,
 ) -> int:
     """Send `notification` once the transaction of `session` is committed, to the enabled ones of `channel_ids`, or to
-    all that are; gives how many. It arrives at least once, tried again for a day. Mail without a mail server is noted
-    on its channel.
+    all that are; gives how many. It arrives at least once, tried again for a day. Mail without a mail server, and what
+    is beyond the limit of mails, is noted on its channel.
     """
     channels = await store.find_enabled(scope, session, channel_ids)
     message_id = new_id("ntf")
@@ -244,18 +250,28 @@ async def tell(
                     body=body,
                 )
             case "email":
-                if mail_configured(settings):
-                    await _mail(session, row, notification)
-                else:
+                if not mail_configured(settings):
                     await store.note_failed(scope, session, row.id, MailNotConfigured.message)
+                    continue
+                try:
+                    await _mail(session, scope, row, notification)
+                except MailLimitReached as reached:
+                    await store.note_failed(scope, session, row.id, reached.message)
     return len(channels)
 
 
-async def _mail(session: AsyncSession, row: Found, notification: Notification) -> None:
+async def _mail(session: AsyncSession, scope: Scope, row: Found, notification: Notification) -> None:
+    """To each of the addresses that may be sent to; raises `MailLimitReached` where there is one that may not."""
     subject = one_line(notification.subject, 200)
     text = "\n".join(one_line(line, 2000) for line in notification.text.split("\n"))
+    refused: MailLimitReached | None = None
     for address in row.to_addresses:
-        await send_mail(session, to=address, subject=subject, text=text)
+        try:
+            await send_mail_of(session, scope.tenant_id or scope.realm, to=address, subject=subject, text=text)
+        except MailLimitReached as reached:
+            refused = reached
+    if refused is not None:
+        raise refused
 
 
 def one_line(text: str, most: int) -> str:
@@ -268,8 +284,7 @@ def recorded(values: dict[str, Any]) -> dict[str, Any]:
     """What an audit record says of a channel: paths and queries of addresses are often secrets of their receivers."""
     shown_values = {name: value for name, value in values.items() if name != "sealed"}
     if "url" in shown_values:
-        parts = urlsplit(shown_values["url"])
-        shown_values["url"] = f"{parts.scheme}://{parts.netloc}/…"
+        shown_values["url"] = origin_of(shown_values["url"])
     return shown_values
 
 

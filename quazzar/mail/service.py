@@ -9,6 +9,7 @@ from quazzar.core.ids import new_id
 from quazzar.core.jobs import enqueue
 from quazzar.core.records import SYSTEM
 from quazzar.mail import store
+from quazzar.mail.allowance import MailAllowance
 from quazzar.mail.jobs import deliver, open_mail, seal_mail
 from quazzar.mail.message import Mail
 from quazzar.settings import Settings
@@ -29,6 +30,15 @@ async def send_mail(session: AsyncSession, *, to: str, subject: str, text: str) 
     mail.check()
     keyring: Keyring = session.info["keyring"]
     await enqueue(session, deliver, caller=SYSTEM, mail_id=mail.id, sealed=seal_mail(keyring, mail))
+
+
+async def send_mail_of(session: AsyncSession, sender: str, *, to: str, subject: str, text: str) -> None:
+    """As `send_mail`, for what people have sent to addresses that nobody proved to be theirs: counted for `sender`, the
+    tenant that they work in, and for the address. Raises `MailLimitReached` too, and then nothing is sent.
+    """
+    allowance: MailAllowance = session.info["mail_allowance"]
+    await allowance.take(sender, to)
+    await send_mail(session, to=to, subject=subject, text=text)
 
 
 async def reseal(session: AsyncSession, keyring: Keyring) -> int:

@@ -499,3 +499,60 @@ def test_tests_have_a_limit_of_their_own(settings: Settings) -> None:
 def test_a_line_is_one_line() -> None:
     assert one_line("a\r\nb\u2028c\x7f\u202ed\ud800e", 100) == "a b c d e"
     assert one_line("x" * 300, 10) == "x" * 9 + "…"
+
+
+async def test_who_may_only_look_sees_where_it_leads_and_no_more(
+    database: Database, client: httpx.AsyncClient, ada: MadeUser, owner: Headers
+) -> None:
+    """The path of such an address is a password at most services."""
+    url = "https://hooks.slack.example/services/T0/B0/canary-in-the-path?key=canary-in-the-query"
+    made = await make(client, owner, url=url)
+    mail = await make(client, owner, kind="email", to=["a@example.com"])
+    assert (await shown(client, owner, made["id"]))["url"] == url
+    viewer = await headers_of(client, await make_colleague(database, ada.tenant_id or "", "viewer"))
+    one, every = await shown(client, viewer, made["id"]), await client.get(CHANNELS, headers=viewer)
+    assert one["url"] == "https://hooks.slack.example/…"
+    assert every.json() == [await shown(client, viewer, mail["id"]), one]
+    assert "canary" not in every.text
+    body = {"name": "x", "permissions": ["alerts:read"]}
+    key = (await client.post(f"{API}/api-keys", json=body, headers=owner)).json()["key"]
+    assert "canary" not in (await client.get(CHANNELS, headers={"Authorization": f"Bearer {key}"})).text
+
+
+async def test_nobody_fills_mailboxes_by_channels(
+    database: Database, keyring: Keyring, box: MailBox, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A tenant may cause so many mails in an hour, an address gets so many from all of them; the rest is not sent."""
+    limited = make_settings(
+        tmp_path_factory.mktemp("limited"),
+        QUAZZAR_SMTP_HOST="127.0.0.1",
+        QUAZZAR_SMTP_PORT=str(box.port),
+        QUAZZAR_SMTP_TLS="none",
+        QUAZZAR_RATE_LIMIT_MAIL="4/day",
+        QUAZZAR_RATE_LIMIT_MAIL_ADDRESS="3/day",
+    )
+    before = dict(database.session_info)
+    ada, eve = await make_member(database), await make_member(database)
+    victim, other = f"{new_id('x')}@example.com", f"{new_id('x')}@example.com"
+    async with running_app(limited, keyring, database) as app, app.client() as client:
+        hers, eves = await headers_of(client, ada), await headers_of(client, eve)
+        made = await make(client, hers, kind="email", to=[victim])
+        path = f"{CHANNELS}/{made['id']}/test"
+        assert [(await client.post(path, headers=hers)).status_code for _ in range(3)] == [200, 200, 200]
+        refused = await client.post(path, headers=hers)
+        assert (refused.status_code, refused.json()["code"]) == (429, "mail_limit_reached")
+        assert int(refused.headers["retry-after"]) > 0
+        # Another tenant does not get through to the same mailbox, but to the other address of its channel.
+        plus = victim.replace("@", "+more@")
+        theirs = await make(client, eves, kind="email", to=[plus, other])
+        await announce(app, eve.tenant_id)
+        told = await shown(client, eves, theirs["id"])
+        assert told["last_error"] == "There were as many mails as may be sent in this time; this one is not sent"
+        await box.wait_for(other)
+        # Of her four one was spent on the refused test, so nobody can be invited either.
+        invited = await client.post(f"{API}/members", json={"email": "new@example.com", "role": "viewer"}, headers=hers)
+        assert (invited.status_code, invited.json()["code"]) == (429, "mail_limit_reached")
+        assert len((await client.get(f"{API}/members", headers=hers)).json()) == 1
+        assert len(await box.wait_for(victim, 3)) == 3
+        assert box.of(plus) == []
+    database.session_info.update(before)

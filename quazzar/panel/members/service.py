@@ -14,7 +14,7 @@ from quazzar.core.schema import UNSET
 from quazzar.invitations.schemas import InvitationLink
 from quazzar.invitations.service import InvitationService
 from quazzar.invitations.store import Place
-from quazzar.mail.service import mail_configured, send_mail
+from quazzar.mail.service import mail_configured, send_mail_of
 from quazzar.panel.fleet.service import known_ids
 from quazzar.panel.members import store
 from quazzar.panel.members.errors import LastOwner, MemberExists, MemberNotFound, MemberOfParent
@@ -48,7 +48,8 @@ class MemberService:
         """Invite an address; an invitation that it had before is replaced. Where there is a mail server the link goes
         to the address alone, else it is in the answer.
 
-        Raises `Invalid` by field, `PermissionExceeded`, `MemberExists`, `TooManyInvitations`, `RateLimited`.
+        Raises `Invalid` by field, `PermissionExceeded`, `MemberExists`, `TooManyInvitations`, `RateLimited`,
+        `MailLimitReached`.
         """
         email = data.email.lower()
         await self._tenants.lock(self._tenant_id)
@@ -76,7 +77,8 @@ class MemberService:
         name: str = self._principal.profile.tenant.name
         organization = "".join(letter if letter.isprintable() else " " for letter in name)
         text = _INVITED.format(organization=organization, link=invitation.url)
-        await send_mail(self._session, to=email, subject=f"You are invited to {organization}", text=text)
+        subject = f"You are invited to {organization}"
+        await send_mail_of(self._session, self._tenant_id, to=email, subject=subject, text=text)
 
     async def _check_former(self, email: str) -> None:
         """An open invitation to more than the caller has is not theirs to replace."""
