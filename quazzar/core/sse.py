@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -12,11 +13,15 @@ from litestar.connection import ASGIConnection
 from litestar.response import Stream
 
 from quazzar.core.auth import Principal, authorization_of
-from quazzar.core.errors import Unauthorized
+from quazzar.core.errors import RateLimited, Unauthorized
 
 HEARTBEAT_SECONDS = 15.0
 CHECK_SECONDS = 4.0
 """How soon a stream ends once its credential is revoked."""
+MOST_OF_ONE: Final = 1_000
+"""Streams that one client has open at once: each holds a connection, of which a process has 2,000 unless it is told
+otherwise, and costs its client no more than one request. Nobody gets all of them.
+"""
 _BREAKS = re.compile(r"[\r\n\x00]+")
 
 
@@ -43,7 +48,28 @@ class Streams:
 
     def __init__(self) -> None:
         self._closed = asyncio.Event()
+        self._clients: Counter[str] = Counter()
         self.open = 0
+
+    def begin(self, client: str) -> None:
+        """One more that this client (see `Principal.client`) has opened."""
+        self.open += 1
+        self._clients[client] += 1
+
+    def end(self, client: str) -> None:
+        self.open -= 1
+        self._clients[client] -= 1
+        if not self._clients[client]:
+            del self._clients[client]
+
+    def check(self, client: str) -> None:
+        """Raises `RateLimited` for a client that has as many open as it may have."""
+        if self._clients[client] >= MOST_OF_ONE:
+            raise RateLimited(
+                f"There are {MOST_OF_ONE} streams open already",
+                code="too_many_streams",
+                headers={"Retry-After": "10"},
+            )
 
     def close(self) -> None:
         """End every stream, and each that is opened from now on; call it when the process begins to drain."""
@@ -71,12 +97,14 @@ def server_events(
     """Answer `request` with `events` until they end, the client goes, the process drains or `still_allowed` is false.
 
     A comment goes out after 15 seconds of silence. `events` is closed in any case. By default the credential is asked
-    for every few seconds, as it stood in the request.
+    for every few seconds, as it stood in the request. Raises `RateLimited` for a client with too many of them.
     """
-    streams = streams_of(request.app.state)
+    streams, principal = streams_of(request.app.state), request.scope["state"].get("principal")
+    client = principal.client if principal is not None else ""
+    streams.check(client)
     allowed = still_allowed if still_allowed is not None else credential_check(request)
     return Stream(
-        encoded(events, streams, allowed),
+        encoded(events, streams, allowed, client=client),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )
@@ -93,6 +121,7 @@ async def encoded(
     streams: Streams,
     allowed: Callable[[], Awaitable[bool]] | None = None,
     *,
+    client: str = "",
     heartbeat_seconds: float | None = None,
 ) -> AsyncIterator[bytes]:
     """The bytes of a stream; begins with a comment, so that proxies and clients see at once that it is open."""
@@ -101,7 +130,7 @@ async def encoded(
     closing = asyncio.create_task(streams.closed.wait())
     coming: asyncio.Task[ServerEvent | None] | None = None
     quiet_since = checked_at = loop.time()
-    streams.open += 1
+    streams.begin(client)
     try:
         yield b": open\n\n"
         while not streams.closed.is_set():
@@ -126,7 +155,7 @@ async def encoded(
                 quiet_since = now
                 yield b": still here\n\n"
     finally:
-        streams.open -= 1
+        streams.end(client)
         closing.cancel()
         # A client that has gone cancels us again and again until we are done.
         with anyio.CancelScope(shield=True):

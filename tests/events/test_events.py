@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
+from quazzar.core import sse
 from quazzar.core.auth import Realm
 from quazzar.core.db import Database
 from quazzar.core.records import Caller, Event, publish
@@ -396,3 +397,20 @@ async def test_old_events_are_forgotten(database: Database) -> None:
         left = set((await session.execute(text("SELECT id FROM events"))).scalars())
     assert old not in left
     assert young in left
+
+
+async def test_one_client_does_not_take_all_connections(
+    app: RunningApp, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream holds one for as long as its reader likes, and counts as one request only."""
+    path = "/api/events?follow=true"
+    monkeypatch.setattr(sse, "MOST_OF_ONE", 2)
+    async with stream(app, admin, path), stream(app, admin, path):
+        refused = await admin.get(path)
+        assert (refused.status_code, refused.json()["code"]) == (429, "too_many_streams")
+        assert int(refused.headers["retry-after"]) > 0
+        assert (await admin.get("/api/events")).status_code == 200
+        async with key_client(app, admin, ["jobs:read"]) as other, stream(app, other, path) as open_to_others:
+            assert open_to_others.status == 200
+    async with stream(app, admin, path) as again:
+        assert again.status == 200
