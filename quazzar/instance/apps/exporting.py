@@ -175,7 +175,7 @@ async def _archive_answer(
     secrets: bool,
 ) -> Response[Any]:
     state = request.app.state
-    if getattr(state, "exports", 0) >= MOST_AT_ONCE:
+    if _turns(state).locked():
         raise Unavailable("Several exports with data are under way", code="exports_busy", retry_after=30)
     try:
         # Before the answer begins, so that a missing engine is a 503 and not a broken file.
@@ -217,14 +217,19 @@ def _held_to(spec: AppSpec, app: Held) -> AppSpec:
 async def _counted(
     state: State, app_id: str, cut: asyncio.Event, chunks: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
-    state.exports = getattr(state, "exports", 0) + 1
-    try:
+    # Those that came while this one asked the engine have been let in as well: they wait here.
+    async with _turns(state):
         with reading(app_id, cut):
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
-    finally:
-        state.exports -= 1
+
+
+def _turns(state: State) -> asyncio.Semaphore:
+    found: asyncio.Semaphore | None = getattr(state, "exports", None)
+    if found is None:
+        found = state.exports = asyncio.Semaphore(MOST_AT_ONCE)
+    return found
 
 
 async def archive(

@@ -178,7 +178,7 @@ async def test_with_data(app: RunningApp, admin: httpx.AsyncClient, engine: Memo
 
 
 async def test_when_there_is_no_data_to_be_had(
-    admin: httpx.AsyncClient, engine: MemoryEngine, web: str, monkeypatch: pytest.MonkeyPatch
+    app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine, web: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = await made(admin, web)
     engine.go_down()
@@ -200,12 +200,35 @@ async def test_when_there_is_no_data_to_be_had(
     never = await export(admin, failed, "?data=true")
     assert (never.status_code, never.json()["code"]) == (409, "app_not_installed")
     assert (await export(admin, failed)).status_code == 200
-    monkeypatch.setattr(exporting, "MOST_AT_ONCE", 0)
+    monkeypatch.setattr(app.asgi.app.state, "exports", asyncio.Semaphore(0), raising=False)
     full = await export(admin, one, "?data=true")
     assert (full.status_code, full.json()["code"]) == (503, "exports_busy")
     assert int(full.headers["retry-after"]) > 0
     await admin.delete(f"/api/apps/{one['id']}")
     assert (await export(admin, one)).json()["code"] == "app_not_found", "in the trash"
+
+
+async def test_however_many_come_at_once_few_are_read_at_once(
+    app: RunningApp, admin: httpx.AsyncClient, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were let in while another one was about to begin wait for it."""
+    one = await made(admin, web)
+    reading = most = 0
+
+    async def slow(*_: Any) -> AsyncIterator[bytes]:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        await asyncio.sleep(0.05)
+        yield b"x"
+        reading -= 1
+
+    monkeypatch.setattr(exporting, "archive", slow)
+    monkeypatch.setattr(app.asgi.app.state, "exports", asyncio.Semaphore(1), raising=False)
+    answers = await asyncio.gather(*(export(admin, one, "?data=true") for _ in range(6)))
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    assert (most, reading) == (1, 0)
+    assert (await export(admin, one, "?data=true")).content == b"x"
 
 
 async def test_a_volume_that_can_not_be_read_to_its_end_cuts_the_archive_off(
