@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from quazzar.core.auth import require_everything
 from quazzar.core.db import Database, after_commit, unique_or
 from quazzar.core.errors import Conflict, Invalid
 from quazzar.core.records import audit, publish
@@ -58,11 +57,9 @@ async def adopt(apps: AppService, runtime: Runtime, project: Project, data: AppA
     """Write the project down as an app, whose objects are its own from then on.
 
     Raises `ProjectInvalid` with everything that stands against it, `ProjectAdopted`, `AppNameTaken`, `PortTaken`, and
-    `Forbidden` for a key that is bound to apps and for trust by somebody who is no administrator.
+    `Forbidden` for a key that is bound to apps.
     """
     apps.require_unbound()
-    if data.trusted:
-        require_everything(apps.actor)
     session = apps.session
     await store.lock_ports(session)
     if project.taken or await adoption_store.is_adopted(session, project.name):

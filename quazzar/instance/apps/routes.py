@@ -121,7 +121,7 @@ class AppController(Controller):
 
     @post(
         "/adopt",
-        guards=[requires("apps:write")],
+        guards=[requires("*")],
         operation_id="AdoptProject",
         summary="Make an app of a Compose project that runs",
     )
@@ -130,7 +130,8 @@ class AppController(Controller):
     ) -> Response[AppOut]:
         """Its containers run on as they are; what Compose named and labelled them keeps its name, and is the app's from
         then on. A later change or update makes its containers anew as those of any app, over the same volumes. What of
-        it an app may not have is listed whole, by container, and nothing is changed.
+        it an app may not have is listed whole, by container, and nothing is changed. For administrators: whoever works
+        on apps could get into what others run on this machine by it.
         """
         found = await adopting.look(request.app.state.runtime, data)
         return made_answer(await adopting.adopt(apps, request.app.state.runtime, found, data))

@@ -144,7 +144,7 @@ class AppImport(In, kw_only=True):
 class AppAdopt(In, kw_only=True):
     """A Compose project as `docker compose ls` names it; the app is called the same, as far as that is a name here.
 
-    A `trusted` one may have folders and devices of the host; only an administrator can say so.
+    A `trusted` one may have folders and devices of the host.
     """
 
     project: Annotated[

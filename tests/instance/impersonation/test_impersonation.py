@@ -51,6 +51,7 @@ DENIED = {
     "GET /api/auth/api-keys",
     "POST /api/auth/api-keys",
     "DELETE /api/auth/api-keys/{key_id}",
+    "POST /api/apps/adopt",
     "POST /api/registries",
     "PATCH /api/registries/{registry_id}",
     "DELETE /api/registries/{registry_id}",
@@ -60,14 +61,14 @@ DENIED = {
     "PATCH /api/panel-link",
     "DELETE /api/panel-link",
 }
-"""What is not for a panel's user: credentials, the second factor, API keys, secrets, and who comes in."""
+"""What is not for a panel's user: credentials, the second factor, API keys, secrets, who comes in, and what others run
+on the machine.
+"""
 
 ALLOWED = {
     "POST /api/auth/logout",
     "POST /api/apps",
     "POST /api/apps/import",
-    # Asks for `*` besides, which no guest has.
-    "POST /api/apps/adopt",
     "POST /api/apps/{app_id}/check-updates",
     "PATCH /api/apps/{app_id}",
     "DELETE /api/apps/{app_id}",
