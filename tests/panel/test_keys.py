@@ -291,6 +291,10 @@ async def test_a_bound_key_sees_what_it_is_bound_to(
         answer = await client.patch(f"{API}/fleet/instances/{instance_id}", json={"tags": ["x"]}, headers=mine)
         assert answer.status_code == status
     assert (await client.post(f"{API}/fleet/groups", json={"name": "x"}, headers=mine)).status_code == 403
+    # Where an instance belongs is not theirs to say: others are bound to its group.
+    for wanted in (None, group):
+        moved = await client.patch(f"{API}/fleet/instances/{named}", json={"group_id": wanted}, headers=mine)
+        assert (moved.status_code, moved.json()["code"]) == (403, "forbidden")
     # It hands its bounds on, and sees no keys but its maker's.
     child = await made(client, mine, "fleet:read")
     assert child["resources"] == sorted([group, named])

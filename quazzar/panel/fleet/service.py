@@ -244,10 +244,12 @@ class FleetService:
         """Raises `InstanceNotFound`, `Invalid` for a group that does not exist."""
         before = await self.get(instance_id)
         values = given(data)
-        if values.get("group_id") is not None:
+        if "group_id" in values:
+            # Out of its group too: others may be bound to that.
             self._require_unbound()
-            if await store.get_group(self._session, self._tenant, values["group_id"]) is None:
-                raise Invalid(details={"group_id": "There is no such group"})
+        group_id = values.get("group_id")
+        if group_id is not None and await store.get_group(self._session, self._tenant, group_id) is None:
+            raise Invalid(details={"group_id": "There is no such group"})
         if "tags" in values:
             values["tags"] = sorted(set(values["tags"]))
         if values:
