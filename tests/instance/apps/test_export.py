@@ -223,6 +223,14 @@ async def test_however_many_come_at_once_few_are_read_at_once(
         yield b"x"
         reading -= 1
 
+    runtime = runtime_of(app)
+    folders = runtime.image_folders
+
+    async def asked(spec: Any) -> Any:
+        await asyncio.sleep(0.05)
+        return await folders(spec)
+
+    monkeypatch.setattr(runtime, "image_folders", asked)
     monkeypatch.setattr(exporting, "archive", slow)
     monkeypatch.setattr(app.asgi.app.state, "exports", asyncio.Semaphore(1), raising=False)
     answers = await asyncio.gather(*(export(admin, one, "?data=true") for _ in range(6)))
