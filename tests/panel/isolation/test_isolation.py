@@ -287,6 +287,7 @@ async def unlisted(each: Row, mine: Side, theirs: Side) -> list[str]:
 
 MIXED = {
     "DELETE /api/tenants/{tenant_id}": "without its conditions the store takes a client for a client of its own",
+    "GET /api/audit/verify": "without its conditions the store reads the chain of the process into that of the tenant",
 }
 WITHOUT_PAGES = {"GET /api/auth/me", "GET /api/audit/export"}
 
