@@ -4,7 +4,7 @@ import difflib
 import re
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType, inspect
@@ -137,6 +137,9 @@ def read_value(value: object, kind: type[T], *, path: str) -> T:
         raise Invalid(details=_problems(value, inspect.type_info(kind), path) or {path: str(error)}) from error
 
 
+_MOST_HINTS: Final = 20
+
+
 def _problems(value: object, info: inspect.Type, path: str = "") -> dict[str, str]:
     problems: dict[str, str] = {}
     _collect(value, info, path, "Value", problems)
@@ -209,11 +212,12 @@ def _collect_struct(value: Any, info: inspect.StructType, path: str, label: str,
         elif field.required:
             problems[_join(path, name)] = f"{_label(name)} is required"
     if info.forbid_unknown_fields:
-        for name in value:
-            if name not in known and name != info.tag_field:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                problems[_join(path, str(name))] = f"Unknown field{hint}"
+        unknown = [str(name) for name in value if name not in known and name != info.tag_field]
+        for place, name in enumerate(unknown):
+            # Of the first few only: to look for what was meant takes long, and a body may have thousands.
+            close = difflib.get_close_matches(name, known, n=1) if place < _MOST_HINTS else ()
+            hint = f"; did you mean {close[0]}?" if close else ""
+            problems[_join(path, name)] = f"Unknown field{hint}"
 
 
 def _collect_union(value: Any, info: inspect.UnionType, path: str, label: str, problems: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given as given_examples
 from hypothesis import strategies as st
 from msgspec import Meta
 
+from quazzar.core import schema
 from quazzar.core.errors import Invalid, InvalidJson
 from quazzar.core.schema import UNSET, In, Name, UnsetType, decode_body, given
 
@@ -156,3 +157,22 @@ def test_anything_is_read_or_refused_and_a_refusal_names_a_field(value: Any) -> 
         assert all(sentence for sentence in error.details.values())
     except InvalidJson:
         assert not isinstance(value, dict)
+
+
+def test_thousands_of_unknown_fields_are_all_told_and_few_are_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To guess what was meant takes a hundred times as long as to say that there is no such field."""
+    guessed: list[str] = []
+    guess = schema.difflib.get_close_matches
+
+    def counted(name: str, *known: Any, **more: Any) -> list[str]:
+        guessed.append(name)
+        return guess(name, *known, **more)
+
+    monkeypatch.setattr(schema.difflib, "get_close_matches", counted)
+    body = {f"nam{number}": 0 for number in range(4000)}
+    with pytest.raises(Invalid) as caught:
+        decode_body(msgspec.json.encode(body | {"name": "x"}), Body)
+    assert caught.value.details.keys() == body.keys()
+    assert caught.value.details["nam0"] == "Unknown field; did you mean name?"
+    assert caught.value.details["nam3999"] == "Unknown field"
+    assert len(guessed) <= 20

@@ -22,10 +22,10 @@ def check_config(
     before = previous or {}
     details: dict[str, str] = {}
     known = {field.name: field for field in template.fields}
-    for name in list(config)[:100]:
-        if name not in known:
-            close = difflib.get_close_matches(name[:64], known, n=1)
-            details[f"config.{shown(name)}"] = "Unknown field" + (f"; did you mean {close[0]}?" if close else "")
+    unknown = [name for name in config if name not in known]
+    for name in unknown[:100]:
+        close = difflib.get_close_matches(name[:64], known, n=1)
+        details[f"config.{shown(name)}"] = "Unknown field" + (f"; did you mean {close[0]}?" if close else "")
     full: dict[str, Setting] = {}
     for field in template.fields:
         try:

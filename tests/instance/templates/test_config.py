@@ -17,7 +17,7 @@ from quazzar.instance.templates.compose import (
     secret_fields,
     with_ports,
 )
-from quazzar.instance.templates.fields import AUTO, MASK, config_texts, setting_text
+from quazzar.instance.templates.fields import AUTO, MASK, Field, config_texts, setting_text
 from tests.instance.templates.writing import problems_of, service_text, spec_of
 
 
@@ -148,6 +148,14 @@ def test_all_errors_at_once_and_unknown_fields() -> None:
         "config.nothing": "Unknown field",
         "config.title": "Title is required",
     }
+
+
+def test_an_unknown_field_is_told_behind_however_many_known_ones() -> None:
+    """An imported file may take more than a hundred values from its environment."""
+    names = [f"NAME_{number}" for number in range(120)]
+    whole = msgspec.structs.replace(ALL, fields=tuple(Field(name=one, label=one, type="string") for one in names))
+    assert refused(whole, dict.fromkeys(names, "x") | {"NAME_120": "x"}).keys() == {"config.NAME_120"}
+    assert len(refused(whole, {f"other_{number}": "x" for number in range(500)})) == 100
 
 
 def test_no_sentence_repeats_a_value() -> None:
