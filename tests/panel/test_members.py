@@ -11,6 +11,8 @@ from sqlalchemy import text
 from quazzar.core.db import Database
 from quazzar.core.ids import new_id
 from quazzar.invitations import store as invitations
+from quazzar.link.tokens import parse_token
+from quazzar.panel.fleet.store import use_token
 from tests.conftest import PASSWORD
 from tests.factories.accounts import MadeUser, bearer, headers_of, make_colleague, make_member
 
@@ -289,6 +291,22 @@ async def test_whoever_leaves_or_is_removed_is_out_with_their_invitations(
     assert (await client.get(f"{API}/auth/me", headers=theirs)).status_code == 401
     assert (await accept(client, waiting, name="G", password=PASSWORD)).status_code == 404
     assert (await happened(database, ada.tenant_id)).count("member.removed") == 2
+
+
+async def test_whoever_is_removed_lets_no_server_in(
+    client: httpx.AsyncClient, ada: MadeUser, owner: Headers, database: Database
+) -> None:
+    """They may have kept the text of a token, and would hear all that the fleet is told."""
+    admin, theirs = await colleague(client, database, ada, "admin")
+    tokens = f"{API}/fleet/tokens"
+    gone = (await client.post(tokens, json={"name": "kept"}, headers=theirs)).json()
+    stays = (await client.post(tokens, json={"name": "other"}, headers=owner)).json()
+    path = f"{MEMBERS}/{await member_id(client, owner, admin)}"
+    assert (await client.delete(path, headers=owner)).status_code == 204
+    assert [one["id"] for one in (await client.get(tokens, headers=owner)).json()] == [stays["id"]]
+    digest = parse_token(gone["token"]).digest
+    async with database.begin(tenant=ada.tenant_id) as session:
+        assert await use_token(session, ada.tenant_id or "", digest) is None
 
 
 async def test_members_of_the_parent_are_not_the_clients_to_promote(

@@ -81,6 +81,11 @@ async def known_ids(session: AsyncSession, tenant_id: str, ids: Collection[str])
     return await store.find_known(session, tenant_id, ids)
 
 
+async def revoke_tokens_of(session: AsyncSession, tenant_id: str, user_id: str) -> None:
+    """Take back the registration tokens that somebody made who is out now: they may have kept them."""
+    await store.delete_tokens_of(session, tenant_id, user_id)
+
+
 class FleetService:
     """One per request, of the tenant that its caller works in."""
 

@@ -165,6 +165,11 @@ async def delete_token(session: AsyncSession, tenant_id: str, token_id: str) -> 
     return (await session.execute(statement)).scalar_one_or_none()
 
 
+async def delete_tokens_of(session: AsyncSession, tenant_id: str, user_id: str) -> None:
+    """Those that the user has made."""
+    await session.execute(delete(FleetToken).where(FleetToken.tenant_id == tenant_id, FleetToken.created_by == user_id))
+
+
 async def use_token(session: AsyncSession, tenant_id: str, token_hash: bytes) -> Found | None:
     """Count one use if the token allows one more: however many try at once, no more than `max_uses` succeed."""
     statement = (

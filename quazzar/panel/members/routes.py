@@ -86,7 +86,7 @@ class MemberController(Controller):
     )
     async def remove_member(self, members: NamedDependency[MemberService], member_id: FromPath[str]) -> None:
         """Needs the permission `members:write`, but for leaving oneself. They are out at once, and so are the open
-        invitations that they made. 409 `last_owner`.
+        invitations, the API keys and the registration tokens that they made. 409 `last_owner`.
         """
         await members.delete(member_id)
 

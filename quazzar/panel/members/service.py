@@ -15,7 +15,7 @@ from quazzar.invitations.schemas import InvitationLink
 from quazzar.invitations.service import InvitationService
 from quazzar.invitations.store import Place
 from quazzar.mail.service import mail_configured, send_mail_of
-from quazzar.panel.fleet.service import known_ids
+from quazzar.panel.fleet.service import known_ids, revoke_tokens_of
 from quazzar.panel.members import store
 from quazzar.panel.members.errors import LastOwner, MemberExists, MemberNotFound, MemberOfParent
 from quazzar.panel.members.events import MemberInvited, MemberRemoved, MemberUpdated
@@ -128,7 +128,8 @@ class MemberService:
     async def delete(self, member_id: str) -> None:
         """Remove a member, take an invitation back, or leave: whoever is a member may do that.
 
-        With a member go their sessions here, and the invitations that they made and that nobody has accepted yet.
+        With a member go their sessions and keys here, the invitations that they made and that nobody has accepted yet,
+        and their registration tokens.
         Raises `MemberNotFound`, `LastOwner`, `PermissionExceeded`, and `Forbidden` for others than oneself.
         """
         await self._tenants.lock(self._tenant_id)
@@ -147,6 +148,7 @@ class MemberService:
         if before.role == OWNER:
             await self._check_owners()
         await self._invitations.revoke_of(before.user_id)
+        await revoke_tokens_of(self._session, self._tenant_id, before.user_id)
         await store.delete_member(self._session, self._tenant_id, member_id)
         await self._forget(before.user_id)
         publish(self._session, MemberRemoved(member_id=member_id, user_id=before.user_id), subject=member_id)
