@@ -381,9 +381,22 @@ async def shown(
     )
     return CommandOut(
         **CommandSummary.values_of(row, batches),
-        targets=msgspec.convert(row.targets, Targets),
+        targets=await _targets(session, tenant_id, reach, msgspec.convert(row.targets, Targets)),
         batches=batches,
         instances=[UnitOut.of(unit) for unit in units],
+    )
+
+
+async def _targets(session: AsyncSession, tenant_id: str, reach: Reach, given: Targets) -> Targets:
+    """Whom a command was given to, as far as the caller may know of them."""
+    if reach.instances is None:
+        return given
+    seen = await store.find_seen(session, tenant_id, reach, given.instances)
+    return Targets(
+        instances=[one for one in given.instances if one in seen],
+        tags=given.tags,
+        groups=[one for one in given.groups if one in reach.groups],
+        all=given.all,
     )
 
 

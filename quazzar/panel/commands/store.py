@@ -201,6 +201,14 @@ async def is_beyond(session: AsyncSession, tenant_id: str, reach: Reach, command
     return bool((await session.execute(query)).scalar_one())
 
 
+async def find_seen(session: AsyncSession, tenant_id: str, reach: Reach, ids: Collection[str]) -> set[str]:
+    """Which of these instances the caller may see."""
+    query = select(FleetInstance.id).where(FleetInstance.tenant_id == tenant_id, FleetInstance.id.in_(ids))
+    if reach.condition is not None:
+        query = query.where(reach.condition)
+    return set((await session.execute(query)).scalars())
+
+
 async def find_batches(
     session: AsyncSession, tenant_id: str, reach: Reach, command_ids: Collection[str]
 ) -> Sequence[Found]:

@@ -262,6 +262,7 @@ async def test_who_is_bound_acts_within_the_bounds(ada: Tenant, app: RunningApp,
     foreign = await give(ada.http, [other])
     shown = (await bound.http.get(f"{COMMANDS}/{both['id']}")).json()
     assert [one["instance_id"] for one in shown["instances"]] == [mine]
+    assert shown["targets"]["instances"] == [mine], "nor are others named"
     assert (shown["units"]["pending"], both["units"]["pending"]) == (1, 2)
     assert (await bound.http.get(f"{COMMANDS}/{foreign['id']}")).status_code == 404
     listed = {one["id"] for one in (await bound.http.get(COMMANDS)).json()}
