@@ -90,11 +90,12 @@ class _Known:
 class _Beat:
     """A heartbeat that waits for its batch; `measured` and `samples` are what is kept of it, once it was looked at."""
 
-    __slots__ = ("came_at", "done", "line", "measured", "message", "samples", "time")
+    __slots__ = ("came_at", "done", "known", "line", "measured", "message", "samples", "time")
 
-    def __init__(self, line: Line, message: Heartbeat) -> None:
+    def __init__(self, line: Line, message: Heartbeat, known: _Known) -> None:
         self.line = line
         self.message = message
+        self.known = known
         self.came_at = time.monotonic()
         self.time = _now()
         self.measured: list[float | None] | None = None
@@ -109,13 +110,18 @@ class _Beat:
 class _Past:
     """Measurements of the past that wait to be written; `rows` are what is kept of them."""
 
-    __slots__ = ("done", "line", "message", "rows")
+    __slots__ = ("done", "known", "line", "message", "rows")
 
-    def __init__(self, line: Line, message: Samples) -> None:
+    def __init__(self, line: Line, message: Samples, known: _Known) -> None:
         self.line = line
         self.message = message
+        self.known = known
         self.rows: list[Row] | None = None
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def instance_id(self) -> str:
+        return self.line.identity.instance_id
 
 
 class _Before(NamedTuple):
@@ -199,28 +205,30 @@ class Ingest:
         while (before := self._beats.get(line.identity.instance_id)) is not None:
             before.done = before.done or asyncio.Event()
             await before.done.wait()
-        beat = _Beat(line, message)
+        beat = _Beat(line, message, self._of(line))
         self._beats[beat.instance_id] = beat
         self._waiting.append(beat)
-        self._of(line).shift = _shift((message.sent_at - beat.time).total_seconds())
+        beat.known.shift = _shift((message.sent_at - beat.time).total_seconds())
         self._beat_came.set()
 
     async def keep(self, line: Line, message: Samples) -> None:
         """Write measurements of the past; they are durable when this returns. Those that are too old, lie ahead, are no
         numbers or are more than an instance can have measured are dropped; those that are there already change nothing.
         """
-        past = _Past(line, message)
+        past = _Past(line, message, self._of(line))
         self._pasts.append(past)
         self._past_came.set()
         await past.done
 
     def _of(self, line: Line) -> _Known:
+        """What waits to be written keeps what this gives: of too many instances the first is forgotten meanwhile."""
         instance_id = line.identity.instance_id
         known = self._known.get(instance_id)
         if known is None:
             if len(self._known) >= _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             known = self._known[instance_id] = _Known(self._most_points)
+            known.shift = _shift(line.skew_seconds)
         return known
 
     # --- what is written ---------------------------------------------------------------------------------------------
@@ -256,7 +264,7 @@ class Ingest:
         while batch := self._take():
             try:
                 await self._ready()
-                await self._learn_apps(beat.line for beat in batch if beat.message.app_measured)
+                await self._learn_apps(beat for beat in batch if beat.message.app_measured)
                 for beat in batch:
                     self._look_at(beat)
                 await self._write_batch(batch)
@@ -322,7 +330,7 @@ class Ingest:
             await self._ready()
             # Once: what is tried again counts no more towards what an instance may send.
             if past.rows is None:
-                await self._learn_apps([past.line])
+                await self._learn_apps([past])
                 past.rows = self._rows_of_past(past)
             try:
                 await self._write_rows(past.rows)
@@ -352,21 +360,20 @@ class Ingest:
 
     # --- from messages to rows ---------------------------------------------------------------------------------------
 
-    async def _learn_apps(self, lines: Iterable[Line]) -> None:
+    async def _learn_apps(self, waiting: Iterable[_Beat | _Past]) -> None:
         """Which apps these instances have, where that is not known or another process has been told since."""
-        missing = [line.identity.instance_id for line in lines if self._of(line).app_ids is None]
+        missing = {one.instance_id: one.known for one in waiting if one.known.app_ids is None}
         if not missing:
             return
         async with self.database.begin() as session:
             await see_all_tenants(session)
-            for row in await session.execute(_APPS, {"ids": missing}):
-                self._known[row.id].learn(row.state_hash, row.apps)
+            await _learn(session, missing)
 
     def _look_at(self, beat: _Beat) -> None:
         """Find out, once, what of a heartbeat is kept."""
         if beat.samples is not None:
             return
-        message, known = beat.message, self._of(beat.line)
+        message, known = beat.message, beat.known
         if message.state is not None:
             known.learn(message.state_hash, _apps_of(message.state))
         beat.measured = self._clean(message.measured or [], len(HOST_METRICS))
@@ -377,7 +384,7 @@ class Ingest:
                 beat.samples = self._rows_of(beat.line.identity, known, at, beat.measured, message.app_measured)
 
     def _rows_of_past(self, past: _Past) -> list[Row]:
-        known, now = self._of(past.line), _now()
+        known, now = past.known, _now()
         rows: list[Row] = []
         for point in past.message.points:
             at = self._taken_at(known, point.at, now)
@@ -440,11 +447,11 @@ class Ingest:
         now = _now()
         # Another process may have been told more than this one remembers.
         told = [beat for beat in beats if beat.message.state is None]
-        unknown = [
-            one.instance_id for one in told if self._of(one.line).state_hash != found[one.instance_id].state_hash
-        ]
-        for row in await session.execute(_APPS, {"ids": unknown}) if unknown else ():
-            self._known[row.id].learn(row.state_hash, row.apps)
+        unknown = {
+            one.instance_id: one.known for one in told if one.known.state_hash != found[one.instance_id].state_hash
+        }
+        if unknown:
+            await _learn(session, unknown)
         changed = []
         for beat in beats:
             before = found[beat.instance_id]
@@ -452,7 +459,7 @@ class Ingest:
                 await _describe(session, beat.line.identity, beat.message)
             checks = failing(
                 measures(beat.measured),
-                self._of(beat.line).bad_apps,
+                beat.known.bad_apps,
                 skew_seconds=beat.line.skew_seconds,
                 certificate_expires_at=before.certificate_expires_at,
                 now=now,
@@ -565,6 +572,12 @@ async def _mark_late(session: AsyncSession, samples: Sequence[Row]) -> None:
     late = sorted({(row[1], began(row[3], HOUR)) for row in samples if row[3] < before})
     if late:
         await session.execute(_MARK, {"instances": [one for one, _ in late], "hours": [at for _, at in late]})
+
+
+async def _learn(session: AsyncSession, known: Mapping[str, _Known]) -> None:
+    """What is written of the apps of these instances, given by their ids."""
+    for row in await session.execute(_APPS, {"ids": list(known)}):
+        known[row.id].learn(row.state_hash, row.apps)
 
 
 async def _describe(session: AsyncSession, identity: Identity, message: Heartbeat) -> None:

@@ -284,6 +284,37 @@ async def test_what_is_tried_again_is_not_counted_again(
     assert not ingest.dropped
 
 
+async def test_of_more_instances_than_are_remembered_nothing_is_lost(
+    ada: Tenant, database: Database, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingestion, "_MOST_KNOWN", 2)
+    lines = [await make_instance(database, ada.id) for _ in range(5)]
+    state = state_of(*app_facts("app_one", status="crashed"))
+    await asyncio.gather(*(ingest.heard(line, beat(1.0, state=state)) for line in lines))
+    await ingest.write_beats()
+    # Whatever is forgotten between a word and its writing: apps, and by how much a clock is ahead.
+    ahead, now = timedelta(hours=3), datetime.now(UTC)
+    for line in lines:
+        line.skew_seconds = ahead.total_seconds()
+        message = beat(1.0, sent_at=now + ahead, app_one=[1.0] * len(APP_METRICS))
+        message.state_hash = state.hash()
+        await ingest.heard(line, message)
+    await ingest.write_beats()
+    told = now + ahead - timedelta(hours=1)
+    kept = [asyncio.create_task(ingest.keep(line, past(told, app_one=[2.0]))) for line in lines]
+    await asyncio.sleep(0)
+    await ingest.write_past()
+    await asyncio.gather(*kept)
+    for line in lines:
+        assert len(await samples_of(database, line)) == 3
+        (old, live) = await samples_of(database, line, "app_one")
+        assert (old.measured, live.measured) == ([2.0], [1.0] * len(APP_METRICS))
+        assert abs(live.at - now) < timedelta(seconds=65)
+        assert abs(old.at - (now - timedelta(hours=1))) < timedelta(seconds=65)
+        assert (await instance(database, line)).status == "degraded"
+    assert not ingest.dropped
+
+
 async def test_late_samples_leave_a_mark_in_their_hour(ada: Tenant, database: Database, ingest: Ingest) -> None:
     line = await make_instance(database, ada.id)
     now = datetime.now(UTC)
