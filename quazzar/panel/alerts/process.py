@@ -74,20 +74,22 @@ class Watch:
 
     async def step(self, now: datetime | None = None) -> None:
         """Evaluate every tenant that is due; `now` is the database's clock unless given. One that fails holds up no
-        other, and has its next turn like them.
+        other, and has its next turn like them; one that another process is at is passed over.
         """
+        last: upkeep.Due | None = None
         while True:
             async with self._database.begin() as session:
                 at = now if now is not None else await upkeep.database_time(session)
-                tenants = await upkeep.find_due(session, at, _BATCH)
-            for tenant_id in tenants:
+                due = await upkeep.find_due(session, at, _BATCH, after=last)
+            for tenant_id, _ in due:
                 try:
                     await self.look(tenant_id, at)
                 except Exception as error:
                     log.warning("alerts.evaluation_failed", tenant_id=tenant_id, exc_info=error)
                     await self._postpone(tenant_id, at)
-            if len(tenants) < _BATCH:
+            if len(due) < _BATCH:
                 return
+            last = due[-1]
 
     async def _postpone(self, tenant_id: str, now: datetime) -> None:
         async with self._database.begin(tenant=tenant_id) as session:

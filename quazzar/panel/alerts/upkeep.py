@@ -2,22 +2,34 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import CursorResult, DateTime, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.db import see_all_tenants
 
+
+class Due(NamedTuple):
+    """A tenant, and since when its evaluation is due."""
+
+    tenant_id: str
+    due_at: datetime | None
+
+
 # A tenant without instances has nothing to be judged, but perhaps something to be told.
 _DUE = text(
     """
-    SELECT tenant_id FROM alert_turns t WHERE due_at <= :now AND (
-        NOT seeded
-        OR EXISTS (SELECT FROM fleet_instances i WHERE i.tenant_id = t.tenant_id)
-        OR EXISTS (SELECT FROM alert_notices n WHERE n.tenant_id = t.tenant_id)
-    ) ORDER BY due_at LIMIT :most
+    SELECT tenant_id, due_at FROM alert_turns t WHERE due_at <= :now
+        AND (CAST(:after AS timestamptz) IS NULL OR (due_at, tenant_id) > (CAST(:after AS timestamptz), :tenant_id))
+        AND (
+            NOT seeded
+            OR EXISTS (SELECT FROM fleet_instances i WHERE i.tenant_id = t.tenant_id)
+            OR EXISTS (SELECT FROM alert_notices n WHERE n.tenant_id = t.tenant_id)
+        )
+    ORDER BY due_at, tenant_id LIMIT :most
     """
-).bindparams(bindparam("now", type_=DateTime(timezone=True)))
+).bindparams(*(bindparam(name, type_=DateTime(timezone=True)) for name in ("now", "after")))
 # Those that a process of an older release has made meanwhile.
 _ADOPT = text(
     "INSERT INTO alert_turns (tenant_id) SELECT DISTINCT tenant_id FROM fleet_instances i"
@@ -42,10 +54,12 @@ async def adopt(session: AsyncSession) -> None:
     await session.execute(_ADOPT)
 
 
-async def find_due(session: AsyncSession, now: datetime, most: int) -> Sequence[str]:
-    """Tenants whose evaluation is due by now, the longest waiting first."""
+async def find_due(session: AsyncSession, now: datetime, most: int, *, after: Due | None) -> Sequence[Due]:
+    """Tenants whose evaluation is due by now, the longest waiting first; those that follow `after`, where given."""
     await see_all_tenants(session)
-    return (await session.execute(_DUE, {"now": now, "most": most})).scalars().all()
+    last = after or Due("", None)
+    values = {"now": now, "most": most, "after": last.due_at, "tenant_id": last.tenant_id}
+    return [Due(*row) for row in await session.execute(_DUE, values)]
 
 
 async def prune_resolved(session: AsyncSession, *, days: int, batch: int) -> int:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from quazzar.core.db import Database
+from quazzar.core.db import Database, see_all_tenants
 from quazzar.core.jobs import JobRun, Resources
-from quazzar.panel.alerts import evaluation, judging
+from quazzar.panel.alerts import evaluation, judging, process
 from quazzar.panel.alerts.defaults import DEFAULTS
 from quazzar.panel.alerts.evaluation import Pace
 from quazzar.panel.alerts.jobs import prune
@@ -396,6 +396,26 @@ async def test_one_tenant_that_fails_holds_up_no_other(lab: Lab, monkeypatch: py
     async with lab.database.begin(tenant=other.tenant_id) as session:
         (due,) = (await session.execute(text("SELECT due_at FROM alert_turns"))).scalars()
     assert due == lab.now + timedelta(seconds=15)
+
+
+async def test_tenants_that_another_process_is_at_hold_up_no_other(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_BATCH", 2)
+    for _ in range(3):
+        member = await make_member(lab.database)
+        assert member.tenant_id is not None
+        await make_instance(lab.database, member.tenant_id)
+    await lab.instance()
+    lab.now += timedelta(days=1)
+    await lab.rows("UPDATE alert_turns SET due_at = :now RETURNING due_at", now=lab.now)
+    async with lab.database.begin() as other:
+        await see_all_tenants(other)
+        others = text("SELECT tenant_id FROM alert_turns WHERE tenant_id <> :own FOR UPDATE")
+        assert len((await other.execute(others, {"own": lab.tenant_id})).all()) >= 3
+        # The longest waiting first, and each of them once: it ends although they are due still.
+        async with asyncio.timeout(60):
+            await lab.watch.step(lab.now)
+    (turn,) = await lab.rows("SELECT evaluated_at FROM alert_turns")
+    assert turn["evaluated_at"] == lab.now
 
 
 async def test_a_tenant_begins_with_rules_and_an_older_one_is_given_them(database: Database, lab: Lab) -> None:
