@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.channels.models import NotificationChannel
 from quazzar.core.auth import Realm
-from quazzar.core.db import see_all_tenants
+from quazzar.core.db import see_all_tenants, wait_alone
 from quazzar.core.paging import Page
 
 Found = Row[*tuple[Any, ...]]
@@ -61,6 +61,8 @@ async def get_channel(scope: Scope, session: AsyncSession, channel_id: str, *, l
 
 
 async def count_channels(scope: Scope, session: AsyncSession) -> int:
+    """Nobody else counts before this transaction has ended."""
+    await wait_alone(session, f"notification_channels {scope.realm} {scope.tenant_id}")
     query = select(func.count()).select_from(NotificationChannel).where(scope.condition)
     return (await session.execute(query)).scalar_one()
 

@@ -190,6 +190,16 @@ async def see_all_tenants(session: AsyncSession) -> None:
 _AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")
 
 
+async def wait_alone(session: AsyncSession, what: str) -> None:
+    """Wait until no other transaction that has said the same is under way: two that count before they add something
+    would both find room for the last.
+    """
+    await session.execute(_ALONE, {"what": what})
+
+
+_ALONE = text("SELECT pg_advisory_xact_lock(hashtext(:what))")
+
+
 def _plain_url(url: str) -> str:
     """The form that asyncpg itself reads."""
     parts = urlsplit(url)

@@ -10,7 +10,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Principal, Realm
-from quazzar.core.db import Database, see_all_tenants
+from quazzar.core.db import Database, see_all_tenants, wait_alone
 from quazzar.core.paging import Page
 from quazzar.core.records import EventRow
 from quazzar.webhooks.models import Webhook, WebhookDelivery, WebhookLane, WebhookSecret
@@ -75,6 +75,8 @@ async def get_webhook(scope: Scope, session: AsyncSession, webhook_id: str, *, l
 
 
 async def count_webhooks(scope: Scope, session: AsyncSession) -> int:
+    """Nobody else counts before this transaction has ended."""
+    await wait_alone(session, f"webhooks {scope.realm} {scope.tenant_id}")
     return (await session.execute(select(func.count()).select_from(Webhook).where(scope.condition))).scalar_one()
 
 

@@ -484,6 +484,16 @@ async def test_lists_are_paged_and_bounded(
     assert (answer.status_code, answer.json()["code"]) == (409, "channel_limit_reached")
 
 
+async def test_of_several_at_once_no_more_are_made_than_there_may_be(
+    client: httpx.AsyncClient, owner: Headers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MOST_CHANNELS", 3)
+    bodies = [{"kind": "webhook", "name": str(number), "url": HOOK} for number in range(6)]
+    answers = await asyncio.gather(*(client.post(CHANNELS, json=body, headers=owner) for body in bodies))
+    assert sorted(answer.status_code for answer in answers) == [201] * 3 + [409] * 3
+    assert len((await client.get(CHANNELS, headers=owner)).json()) == 3
+
+
 async def test_the_same_key_makes_one_channel_with_one_secret(client: httpx.AsyncClient, owner: Headers) -> None:
     headers = owner | {"Idempotency-Key": new_id("x")}
     body = {"kind": "webhook", "name": "x", "url": HOOK}

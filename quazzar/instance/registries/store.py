@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from quazzar.core.db import wait_alone
 from quazzar.core.paging import Page
 from quazzar.instance.registries.models import Registry
 
@@ -30,6 +31,8 @@ async def get_registry(session: AsyncSession, registry_id: str, *, lock: bool = 
 
 
 async def count_registries(session: AsyncSession) -> int:
+    """Nobody else counts before this transaction has ended."""
+    await wait_alone(session, "registries")
     return (await session.execute(select(func.count()).select_from(Registry))).scalar_one()
 
 
