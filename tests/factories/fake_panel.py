@@ -23,6 +23,7 @@ from quazzar.link.messages import (
     Leave,
     Message,
     Order,
+    Renew,
     Report,
     Reported,
     Welcome,
@@ -36,7 +37,9 @@ USER = "usr_ada"
 
 
 class FakePanel:
-    """What its one instance reports is in `reports`, in the order of arrival, and acknowledged while `acknowledges`."""
+    """What its one instance reports is in `reports`, in the order of arrival, and acknowledged while `acknowledges`. In
+    `presented` are the certificates (DER) that its lines were opened with.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.authority = new_authority()
@@ -44,6 +47,8 @@ class FakePanel:
         self.instance_id, self.tenant_id = new_id("inst"), new_id("ten")
         self.reports: list[Report] = []
         self.heartbeats: list[Heartbeat] = []
+        self.renewals: list[Renew] = []
+        self.presented: list[bytes] = []
         self.lines = 0
         self.acknowledges = True
         self.heartbeat_seconds = 60.0
@@ -173,6 +178,7 @@ class FakePanel:
         seconds = self.heartbeat_seconds
         await socket.send(pack(Welcome(protocol=PROTOCOL, version="0.1.0", heartbeat_seconds=seconds)))
         self._socket = socket
+        self.presented.append(socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True))
         self.lines += 1
         with contextlib.suppress(ConnectionClosed):
             while True:
@@ -183,6 +189,8 @@ class FakePanel:
                             await socket.send(pack(Reported(order_id=report.order_id, sequence=report.sequence)))
                     case Heartbeat() as heartbeat:
                         self.heartbeats.append(heartbeat)
+                    case Renew() as renewal:
+                        self.renewals.append(renewal)
                     case Leave():
                         await self.close(1000)
                     case _:

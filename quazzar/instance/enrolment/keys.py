@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -15,11 +16,21 @@ from quazzar.core.crypto import read_private, write_private
 from quazzar.instance.enrolment.dialling import KEY_FILE
 
 
-def wants_renewal(certificate_pem: str, now: datetime) -> bool:
-    """Whether two thirds of a certificate's life are over."""
+def renewal_at(certificate_pem: str) -> datetime:
+    """When two thirds of a certificate's life are over."""
     certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
     life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    return now >= certificate.not_valid_before_utc + life * 2 / 3
+    return certificate.not_valid_before_utc + life * 2 / 3
+
+
+def opens_lines(certificate_pem: str, ca_pem: str, key: ec.EllipticCurvePrivateKey) -> bool:
+    """Whether this CA has issued the certificate for this key: with another one no line could be opened any more."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_pem.encode()))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return certificate.public_key() == key.public_key()
 
 
 def tenant_of(certificate_pem: str) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -61,6 +61,8 @@ FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 OPEN_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.5
+_ASK_AGAIN: Final = timedelta(hours=1)
+"""For so long an answer to the wish for a new certificate is waited for."""
 _SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=frozenset({"apps:read"}))
 
 
@@ -79,6 +81,7 @@ class Line:
         self.connected = False
         self.clock = PanelClock(None)
         self.error: str | None = None
+        self._renew_at = datetime.max.replace(tzinfo=UTC)
         self._wake = asyncio.Event()
         self._wanted = asyncio.Event()
         self._socket: ClientConnection | None = None
@@ -277,7 +280,7 @@ class Line:
             await socket.send(pack(message))
 
         work = (
-            self._listen(socket, desk),
+            self._listen(socket, link, desk),
             self._beat(socket, link, welcome, state),
             desk.report(send),
             self.spool.deliver(link.instance_id, send),
@@ -306,7 +309,7 @@ class Line:
                 self._wake.set()
                 return
 
-    async def _listen(self, socket: ClientConnection, desk: OrderDesk) -> None:
+    async def _listen(self, socket: ClientConnection, link: Any, desk: OrderDesk) -> None:
         while True:
             frame = await socket.recv()
             try:
@@ -317,9 +320,7 @@ class Line:
                 continue
             match message:
                 case Certificate():
-                    async with self.database.begin() as session:
-                        await store.set_certificate(session, message.certificate)
-                    log.info("The certificate for the panel was renewed")
+                    await self._renewed(link, message)
                 case Order():
                     await desk.take(message)
                 case Cancel():
@@ -333,17 +334,33 @@ class Line:
                 case _:
                     pass
 
+    async def _renewed(self, link: Any, message: Certificate) -> None:
+        """Keep the new certificate, if it is one that the next line can be opened with."""
+        from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
+
+        key = await asyncio.to_thread(keys.own_key, self.data_dir)
+        if not keys.opens_lines(message.certificate, link.ca_certificate, key):
+            log.warning("The panel has sent a certificate that is not one for this server")
+            return
+        async with self.database.begin() as session:
+            await store.set_certificate(session, message.certificate)
+        self._renew_at = keys.renewal_at(message.certificate)
+        log.info("The certificate for the panel was renewed")
+
     async def _beat(self, socket: ClientConnection, link: Any, welcome: Welcome, state: State) -> None:
         seconds = self.recorder.seconds = min(max(welcome.heartbeat_seconds, 1.0), 3600.0)
         known = None if welcome.want_state else state.hash()
         from quazzar.instance.enrolment import keys  # noqa: PLC0415 - see there
 
-        if keys.wants_renewal(link.certificate, datetime.now(UTC)):
-            key = await asyncio.to_thread(keys.own_key, self.data_dir)
-            await socket.send(pack(Renew(csr=keys.signing_request(key))))
+        self._renew_at = keys.renewal_at(link.certificate)
         # The second comes at any time, so that those who came back together are not heard together for ever.
         pause = random.uniform(0, seconds)  # noqa: S311 - no secret
         while True:
+            # A line may last longer than its certificate.
+            if datetime.now(UTC) >= self._renew_at:
+                self._renew_at = datetime.now(UTC) + _ASK_AGAIN
+                key = await asyncio.to_thread(keys.own_key, self.data_dir)
+                await socket.send(pack(Renew(csr=keys.signing_request(key))))
             wanted = self._wanted.is_set()
             self._wanted.clear()
             state = await self._state()
