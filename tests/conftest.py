@@ -17,7 +17,7 @@ import httpx
 import pytest
 import structlog
 
-from quazzar.app import create_app
+from quazzar.app import Application, create_app
 from quazzar.core.crypto import Keyring, parse_keys
 from quazzar.core.db import Database
 from quazzar.core.migrations import upgrade
@@ -68,9 +68,9 @@ def with_database(url: str, name: str, *, user: str | None = None) -> str:
     return urlunsplit(parts._replace(path=f"/{name}", netloc=netloc))
 
 
-@pytest.fixture(scope="module")
-async def database_urls(cluster: DatabaseUrls) -> AsyncIterator[DatabaseUrls]:
-    """URLs (owner and app role) of a fresh, migrated database of this test module."""
+@contextlib.asynccontextmanager
+async def fresh_database(cluster: DatabaseUrls) -> AsyncIterator[DatabaseUrls]:
+    """URLs (owner and app role) of a migrated database that nobody else uses."""
     name = f"t_{uuid.uuid4().hex[:16]}"
     admin = await asyncpg.connect(with_database(cluster.owner, "postgres", user="postgres"))
     template = urlsplit(cluster.owner).path.strip("/")
@@ -78,6 +78,13 @@ async def database_urls(cluster: DatabaseUrls) -> AsyncIterator[DatabaseUrls]:
     yield DatabaseUrls(owner=with_database(cluster.owner, name), app=with_database(cluster.app, name))
     await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
     await admin.close()
+
+
+@pytest.fixture(scope="module")
+async def database_urls(cluster: DatabaseUrls) -> AsyncIterator[DatabaseUrls]:
+    """Of a fresh, migrated database of this test module."""
+    async with fresh_database(cluster) as urls:
+        yield urls
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +132,13 @@ class RunningApp:
 async def running_app(settings: Settings, keyring: Keyring, database: Database) -> AsyncIterator[RunningApp]:
     """The app of `settings` on `database` with everything that its lifespan starts."""
     app = create_app(settings, keyring=keyring, database=database)
+    async with living(app):
+        yield RunningApp(app.asgi, database, settings)
+
+
+@contextlib.asynccontextmanager
+async def living(app: Application) -> AsyncIterator[None]:
+    """The app with everything that its lifespan starts."""
     started, ending = asyncio.Event(), asyncio.Event()
 
     async def live() -> None:
@@ -138,7 +152,7 @@ async def running_app(settings: Settings, keyring: Keyring, database: Database) 
     try:
         if life.done():
             await life
-        yield RunningApp(app.asgi, database, settings)
+        yield
     finally:
         ending.set()
         await life
