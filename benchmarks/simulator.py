@@ -155,6 +155,7 @@ class Instance:
         self._kept: deque[Sample] = deque(maxlen=_MOST_KEPT)
         self._confirmed = asyncio.Event()
         self._reports: dict[str, Report] = {}
+        self._line: ClientConnection | None = None
         self._working: set[asyncio.Task[None]] = set()
         self._alone: list[asyncio.Task[None]] = []
 
@@ -208,6 +209,7 @@ class Instance:
             for task in self._alone:
                 task.cancel()
             self.connected_at = time.monotonic()
+            self._line = socket
             self._tally.count["connects"] += 1
             work = (self._listen(socket), self._beat(socket, welcome), self._deliver(socket))
             tasks = [asyncio.create_task(each) for each in work]
@@ -215,7 +217,7 @@ class Instance:
                 with contextlib.suppress(ConnectionClosed):
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                self.connected_at = None
+                self.connected_at = self._line = None
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -299,24 +301,32 @@ class Instance:
                         await socket.send(pack(former))
                         continue
                     self._tally.orders.setdefault(body.command_id, []).append(time.monotonic())
-                    await self._report(socket, body.order_id, 1, "taken")
-                    task = asyncio.create_task(self._work(socket, body.command_id, body.order_id))
+                    # Before anything is waited for: whatever becomes of this line, it is begun, and never again.
+                    self._note(body.order_id, 1, "taken")
+                    task = asyncio.create_task(self._work(body.command_id, body.order_id))
                     self._working.add(task)
                     task.add_done_callback(self._working.discard)
                 case Cancel() | Reported() | None:
                     pass
 
-    async def _work(self, socket: ClientConnection, command_id: str, order_id: str) -> None:
-        await self._report(socket, order_id, 2, "running", progress=50, step="Simulating")
+    async def _work(self, command_id: str, order_id: str) -> None:
+        await self._tell(order_id)
+        self._note(order_id, 2, "running", progress=50, step="Simulating")
+        await self._tell(order_id)
         await asyncio.sleep(self._habits.order_seconds * random.uniform(0.5, 1.5))
-        await self._report(socket, order_id, 3, "completed", progress=100, output="done\n")
+        self._note(order_id, 3, "completed", progress=100, output="done\n")
         self._tally.done[command_id] += 1
+        await self._tell(order_id)
 
-    async def _report(self, socket: ClientConnection, order_id: str, sequence: int, status: Any, **more: Any) -> None:
+    def _note(self, order_id: str, sequence: int, status: Any, **more: Any) -> None:
         report = Report(order_id=order_id, sequence=sequence, status=status, at=datetime.now(UTC), **more)
         self._reports[order_id] = report
-        with contextlib.suppress(ConnectionClosed):
-            await socket.send(pack(report))
+
+    async def _tell(self, order_id: str) -> None:
+        """On whatever line there is by now; without one it is told with all others on the next."""
+        if self._line is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await self._line.send(pack(self._reports[order_id]))
 
 
 def _context(member: Member, folder: Path) -> ssl.SSLContext:
