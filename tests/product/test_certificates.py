@@ -1,10 +1,11 @@
-"""Who gets a line by which certificate, over real TLS: its time, use, key and renewal, and many who use one token."""
+"""Who gets a line by which certificate, over real TLS: its time, use, key and renewal; many at one token, odd lines."""
 
 import asyncio
+import contextlib
 import ssl
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,9 +36,11 @@ from quazzar.link.messages import (
     Facts,
     Heartbeat,
     Hello,
+    LinkProblem,
     Renew,
     Welcome,
     pack,
+    unpack_from_instance,
     unpack_from_panel,
 )
 from quazzar.link.tokens import parse_token
@@ -45,6 +48,7 @@ from quazzar.panel.fleet import authority as authorities
 from quazzar.panel.fleet import hub
 from quazzar.panel.fleet.authority import Authority, private_pem, read_request
 from tests.factories.halves import Halves, both_halves
+from tests.link.test_versions import FROM_INSTANCE
 
 Key = ec.EllipticCurvePrivateKey
 
@@ -134,15 +138,18 @@ def ask_to_join(written: str, ca: str, key: Key) -> tuple[int, dict[str, Any]]:
             return status, found
 
 
-@pytest.fixture
-async def server(halves: Halves, tmp_path: Path) -> Server:
+async def join(halves: Halves, folder: Path, written: str) -> Server:
     key = ec.generate_private_key(ec.SECP256R1())
-    written = await new_token(halves)
     authority = await halves.fleet.authority()
     status, answer = await asyncio.to_thread(ask_to_join, written, authority.pem, key)
     assert status == 201, answer
     made = msgspec.convert(answer, Enrolled)
-    return Server(halves, tmp_path, parse_token(written).tenant_id, made.instance_id, key)
+    return Server(halves, folder, parse_token(written).tenant_id, made.instance_id, key)
+
+
+@pytest.fixture
+async def server(halves: Halves, tmp_path: Path) -> Server:
+    return await join(halves, tmp_path, await new_token(halves))
 
 
 async def test_its_own_opens_a_line(server: Server) -> None:
@@ -255,3 +262,47 @@ async def test_fifty_at_once_join_as_often_as_their_token_allows(halves: Halves)
     async with halves.app.database.begin(tenant=parse_token(written).tenant_id) as session:
         query = text("SELECT t.uses FROM fleet_tokens t JOIN fleet_instances i ON i.token_id = t.id WHERE max_uses = 7")
         assert (await session.execute(query)).scalars().all() == [7] * 7
+
+
+def odd_frames() -> Iterator[Any]:
+    """Each field of each message of each wrong kind, and what is no message at all."""
+    yield from ("text", b"", b"\xc1", b"\x91" * 100_000, b"\xff" * 1000, b"x" * 2_000_000)
+    for message in FROM_INSTANCE:
+        for name in message:
+            for odd in (2**63, -1, float("nan"), "x" * 100_000, b"\x00", [[]], {"a": {}}, None):
+                frame = msgspec.msgpack.encode({**message, name: odd})
+                if not is_message(frame):
+                    yield frame
+
+
+def is_message(frame: bytes) -> bool:
+    try:
+        unpack_from_instance(frame)
+    except LinkProblem:
+        return False
+    return True
+
+
+async def test_s28_an_odd_line_harms_no_other(halves: Halves, server: Server, tmp_path: Path) -> None:
+    written = await new_token(halves, max_uses=20)
+    others = [await join(halves, tmp_path, written) for _ in range(20)]
+    certificate = await server.issued()
+    async with contextlib.AsyncExitStack() as stack:
+        lines = [await stack.enter_async_context(await other.dial(await other.issued())) for other in others]
+        for other, line in zip(others, lines, strict=True):
+            assert isinstance(await other.greet(line), Welcome)
+        codes: Counter[int | None] = Counter()
+        for frame in odd_frames():
+            async with await server.dial(certificate) as line:
+                await server.greet(line)
+                with contextlib.suppress(ConnectionClosed):
+                    await line.send(frame)
+                codes[await heard(line)] += 1
+        # By a code of ours, or by that of a frame that is too large; which may come too late to be read.
+        assert set(codes) <= {CLOSE_MALFORMED, 1009, None}, codes
+        assert codes[CLOSE_MALFORMED] > 100
+        assert codes[1009] + codes[None] == 1
+        for other, line in zip(others, lines, strict=True):
+            await line.send(pack(Heartbeat(sent_at=datetime.now(UTC), state_hash="", measured=[1.0])))
+            await line.send(pack(Renew(csr=signing_request(other.key))))
+            assert isinstance(await heard(line), Certificate)

@@ -156,6 +156,23 @@ async def test_the_newest_line_is_the_one(
     assert await again.hear() == CLOSE_REVOKED
 
 
+async def test_a_revocation_that_nobody_told_of_is_seen_when_the_words_come_again(
+    ada: Tenant, database: Database, hubs: list[Hub], authority: Authority
+) -> None:
+    revoked, other = [Wire(hubs[0], authority, await make_instance(database, ada.id)) for _ in range(2)]
+    for wire in (revoked, other):
+        wire.greet()
+        assert isinstance(await wire.hear(), Welcome)
+    await hubs[0]._listener.stop()
+    async with database.begin(tenant=ada.id) as session:
+        await revoke(session, ada.id, revoked.line.identity.instance_id, "server", "test")
+    await hubs[0]._listener.start()
+    assert await revoked.hear() == CLOSE_REVOKED
+    other.say(past(datetime.now(UTC) - timedelta(hours=1)))
+    assert isinstance(await other.hear(), Kept)
+    await other.close()
+
+
 async def test_one_that_sends_without_end_waits_alone(
     ada: Tenant, database: Database, hubs: list[Hub], authority: Authority
 ) -> None:
