@@ -1,11 +1,16 @@
 """Reaching a panel before there is a line to it: the CA by its fingerprint first, then the token over that CA's TLS."""
 
+import contextlib
 import hashlib
 import http.client
 import ssl
 from typing import Any
 
 import msgspec
+from websockets.exceptions import InvalidProxy
+from websockets.headers import build_authorization_basic
+from websockets.proxy import get_proxy, parse_proxy
+from websockets.uri import WebSocketURI
 
 from quazzar.instance.enrolment.errors import PanelNotTrusted, PanelRefused, PanelUnreachable
 from quazzar.link.messages import Enrol, Enrolled
@@ -70,17 +75,38 @@ def send_enrolment(token: RegistrationToken, ca_pem: str, data: Enrol) -> Enroll
     raise PanelRefused(f"The panel refused: {reason}")
 
 
+def is_local(host: str) -> bool:
+    """Whether no proxy can be between this machine and that host."""
+    return host in ("127.0.0.1", "::1", "localhost")
+
+
+def _connection(token: RegistrationToken, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+    """By the proxy of the environment, if there is one, as the line goes later. Raises `PanelUnreachable`."""
+    place = WebSocketURI(secure=True, host=token.host, port=token.port, path="/", query="")
+    proxy = None if is_local(token.host) else get_proxy(place)
+    if proxy is None:
+        return http.client.HTTPSConnection(token.host, token.port, context=context, timeout=_SECONDS)
+    try:
+        via = parse_proxy(proxy)
+    except InvalidProxy:
+        via = None
+    if via is None or via.scheme != "http":
+        raise PanelUnreachable("The proxy that the environment names can't be used: its address must be http://…")
+    headers = {} if via.user_info is None else {"Proxy-Authorization": build_authorization_basic(*via.user_info)}
+    connection = http.client.HTTPSConnection(via.host, via.port, context=context, timeout=_SECONDS)
+    connection.set_tunnel(token.host, token.port, headers)
+    return connection
+
+
 def _call(
     token: RegistrationToken, context: ssl.SSLContext, method: str, path: str, body: bytes | None = None
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPSConnection(token.host, token.port, context=context, timeout=_SECONDS)
     try:
-        connection.request(method, path, body, {"Content-Type": "application/json"} if body is not None else {})
-        answer = connection.getresponse()
-        return answer.status, answer.read(_MOST_BYTES)
+        with contextlib.closing(_connection(token, context)) as connection:
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body is not None else {})
+            answer = connection.getresponse()
+            return answer.status, answer.read(_MOST_BYTES)
     except ssl.SSLCertVerificationError:
         raise PanelNotTrusted from None
     except (OSError, http.client.HTTPException, ValueError):
         raise PanelUnreachable(f"Nothing that speaks like a panel answers at {token.host}:{token.port}") from None
-    finally:
-        connection.close()

@@ -21,7 +21,7 @@ from quazzar.core.db import Database
 from quazzar.instance.apps.service import list_apps
 from quazzar.instance.apps.usage import Usage
 from quazzar.instance.enrolment import store
-from quazzar.instance.enrolment.dialling import KEY_FILE, places, trusting
+from quazzar.instance.enrolment.dialling import KEY_FILE, is_local, places, trusting
 from quazzar.instance.enrolment.measuring import facts_of
 from quazzar.instance.enrolment.recording import Recorder
 from quazzar.instance.enrolment.spool import Spool
@@ -182,7 +182,7 @@ class Line:
                 compression=None,
                 max_size=MOST_FRAME_BYTES,
                 open_timeout=OPEN_SECONDS,
-                proxy=None if name in ("127.0.0.1", "::1", "localhost") else True,
+                proxy=None if is_local(name) else True,
             ) as socket:
                 self._socket = socket
                 welcome, state = await self._greet(socket, link)
