@@ -23,7 +23,8 @@ from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.core.ids import new_id
 from quazzar.instance.enrolment import dialling
-from quazzar.instance.enrolment.dialling import trusting
+from quazzar.instance.enrolment.dialling import send_enrolment, trusting
+from quazzar.instance.enrolment.errors import PanelNotTrusted
 from quazzar.instance.enrolment.keys import renewal_at, signing_request
 from quazzar.link.messages import (
     CLOSE_MALFORMED,
@@ -43,7 +44,7 @@ from quazzar.link.messages import (
     unpack_from_instance,
     unpack_from_panel,
 )
-from quazzar.link.tokens import parse_token
+from quazzar.link.tokens import RegistrationToken, parse_token
 from quazzar.panel.fleet import authority as authorities
 from quazzar.panel.fleet import hub
 from quazzar.panel.fleet.authority import Authority, private_pem, read_request
@@ -186,6 +187,30 @@ async def test_a_certificate_of_a_listener_is_none_of_an_instance(server: Server
     with pytest.raises((*REFUSALS, InvalidStatus)):
         async with await server.dial(f"-----BEGIN CERTIFICATE{certificates}", key=found):
             pass
+
+
+async def test_s27_an_instance_can_not_pass_for_its_panel(server: Server, tmp_path: Path) -> None:
+    """A certificate of the right CA and of the wrong role: nothing is said to who shows it."""
+    heard_of: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        heard_of.append(await reader.read())
+
+    file = tmp_path / "instance.pem"
+    file.write_text(private_pem(server.key) + await server.issued())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    authority = await server.halves.fleet.authority()
+    async with await asyncio.start_server(listen, "127.0.0.1", 0, ssl=context) as liar:
+        port = liar.sockets[0].getsockname()[1]
+        token = RegistrationToken("127.0.0.1", port, authority.fingerprint, server.tenant_id, bytes(32))
+        data = Enrol(token=token.encode(), csr=signing_request(server.key), facts=facts())
+        with pytest.raises(PanelNotTrusted):
+            await asyncio.to_thread(send_enrolment, token, authority.pem, data)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            async with connect(f"wss://127.0.0.1:{port}/agent/connect", ssl=trusting(authority.pem), proxy=None):
+                pass
+    assert b"".join(heard_of) == b""
 
 
 async def test_of_our_ca_and_yet_of_nobody(server: Server) -> None:

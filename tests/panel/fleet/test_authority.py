@@ -70,8 +70,14 @@ def test_a_certificate_says_what_we_know_and_nothing_that_was_asked_for() -> Non
     assert certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
     left = issued.expires_at - datetime.now(UTC)
     assert timedelta(days=89) < left <= timedelta(days=90)
+    # For a server whose clock is a day behind all of them count already.
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    assert certificate.not_valid_before_utc < yesterday
+    assert x509.load_pem_x509_certificate(ca.pem.encode()).not_valid_before_utc < yesterday
     server = ca.issue_server(["127.0.0.1", "panel.example.com"])
-    assert authority.identity_of(server[server.index("-----BEGIN CERTIFICATE") :]) is None
+    listener = server[server.index("-----BEGIN CERTIFICATE") :]
+    assert authority.identity_of(listener) is None
+    assert x509.load_pem_x509_certificate(listener.encode()).not_valid_before_utc < yesterday
 
 
 @pytest.mark.parametrize(
