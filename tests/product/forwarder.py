@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
+from typing import Any
 
 
 class Forwarder:
@@ -63,9 +65,9 @@ class Forwarder:
         await self._open.wait()
 
 
-async def _first(*works: "asyncio._CoroutineLike[None]") -> None:
+async def _first(*works: Coroutine[Any, Any, None]) -> None:
     """Until one of them has ended; the others end with it."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

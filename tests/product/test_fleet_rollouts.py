@@ -48,7 +48,7 @@ class Rollouts:
 
     async def ended(self, command_id: str) -> dict[str, Any]:
         while True:
-            found = await self._ask("GET", f"{COMMANDS}/{command_id}")
+            found: dict[str, Any] = await self._ask("GET", f"{COMMANDS}/{command_id}")
             if found["finished_at"] is not None:
                 return found
             await asyncio.sleep(0.5)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from websockets.asyncio.client import connect
 
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database, see_all_tenants
@@ -179,7 +180,7 @@ async def test_ten_minutes_without_a_network_in_the_middle_of_a_command(
 ) -> None:
     """By the clock: either nothing is heard any more, or that nobody is there."""
     # What gives up a line that is silent, sooner than after 40 seconds.
-    monkeypatch.setattr(lines, "connect", partial(lines.connect, ping_interval=0.2, ping_timeout=0.5, open_timeout=2))
+    monkeypatch.setattr(lines, "connect", partial(connect, ping_interval=0.2, ping_timeout=0.5, open_timeout=2))
     world = World(monkeypatch)
     await linked.halves.line.hang_up()
     await linked.rows("DELETE FROM fleet_samples WHERE instance_id = :id RETURNING at", id=linked.instance_id)

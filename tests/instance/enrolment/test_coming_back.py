@@ -9,7 +9,6 @@ import pytest
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.instance.apps.usage import Usage
-from quazzar.instance.enrolment import line as lines
 from quazzar.instance.enrolment.line import Line
 
 
@@ -55,7 +54,7 @@ async def test_pauses_double_to_half_a_minute_and_begin_anew_once_it_was_greeted
     monkeypatch.setattr(line, "_link", attempts.link)
     monkeypatch.setattr(line, "_anywhere", attempts.anywhere)
     monkeypatch.setattr(line, "_rest", attempts.rest)
-    monkeypatch.setattr(lines.random, "uniform", attempts.uniform)
+    monkeypatch.setattr("quazzar.instance.enrolment.line.random.uniform", attempts.uniform)
     keeping = asyncio.create_task(line._keep())
     await asyncio.wait_for(attempts.over.wait(), 30)
     keeping.cancel()
