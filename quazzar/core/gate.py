@@ -399,7 +399,7 @@ class Gate:
         principal: Principal | None = None
         naming = None
 
-        def answer(message: Message) -> Awaitable[None]:
+        def pass_on(message: Message) -> Awaitable[None]:
             kind = message["type"]
             if kind == "websocket.accept":
                 exchange.status = 101
@@ -420,12 +420,15 @@ class Gate:
             principal = await self._admit(scope, exchange, found, strict=False)
             if "auth_error" in scope["state"]:
                 raise scope["state"]["auth_error"]
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, pass_on)
         except Exception as error:
-            if not isinstance(error, AppError):
+            answer = from_exception(error)
+            # A caller that is gone is met as an error of the operating system, whenever it is spoken to.
+            gone = exchange.status == 101 and isinstance(error, OSError)
+            if answer.status >= 500 and not isinstance(answer, Unavailable) and not gone:
                 log.error("WebSocket failed", request_id=exchange.id, path=scope["path"], exc_info=error)
             if exchange.status != 101:
-                await self._close(scope, exchange, send, from_exception(error))
+                await self._close(scope, exchange, send, answer)
             elif not isinstance(error, OSError):
                 await send({"type": "websocket.close", "code": 1011})
         finally:

@@ -93,6 +93,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._write_deadline.cancel()
             self._write_deadline = None
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            # Else a refusal that was answered is logged as one that was forgotten.
+            self.handshake_complete = self.close_sent = True
+
     async def run_asgi(self) -> None:
         tls = _shown_certificate(self.transport)
         if tls is not None:

@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 import structlog
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from quazzar.core.exchange import Receive, Scope, Send
 from quazzar.core.gate import BodyRule, Gate
 from quazzar.core.ratelimit import PostgresStorage, RateLimiter, parse_bucket
 from tests.core.edge_app import Tokens, raw_app, toy_app, toy_gate
@@ -851,6 +853,37 @@ async def test_a_refused_websocket_is_closed_before_it_opens(headers: list[tuple
     assert (start["type"], start["status"]) == ("websocket.http.response.start", status)
     assert {label.encode() for label in LABELS} <= dict(start["headers"]).keys()
     assert json.loads(body["body"])["request_id"].encode() == dict(start["headers"])[b"x-request-id"]
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "logged"),
+    [
+        (PoolTimeout("busy"), 503, False),
+        (ValueError("a mistake"), 500, True),
+        (ConnectionResetError("gone"), 500, None),
+    ],
+)
+async def test_only_mistakes_of_ours_in_a_websocket_are_logged(
+    error: Exception, status: int, logged: bool | None, accepted: bool
+) -> None:
+    """Thousands come while the database is away; and who is gone is met by whatever is said to it."""
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        if accepted:
+            await send({"type": "websocket.accept"})
+        raise error
+
+    with structlog.testing.capture_logs() as lines:
+        sent = await websocket(toy_gate(app), (b"authorization", b"Bearer good"), extended=True)
+    expected = logged if logged is not None else not accepted
+    assert [line["event"] for line in lines] == (["WebSocket failed"] if expected else [])
+    if not accepted:
+        assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", status)
+    elif isinstance(error, OSError):
+        assert [message["type"] for message in sent] == ["websocket.accept"]
+    else:
+        assert (sent[1]["type"], sent[1]["code"]) == ("websocket.close", 1011)
 
 
 async def test_websockets_count() -> None:

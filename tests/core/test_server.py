@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 import signal
 import socket
@@ -560,6 +561,15 @@ def test_a_websocket(server: Server) -> None:
     assert answer.status_code == 401
     assert answer.body is not None
     assert json.loads(answer.body)["code"] == "unauthorized"
+
+
+def test_a_refused_websocket_is_no_fault_of_the_server(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    head = b"GET /api/socket HTTP/1.1\r\nHost: localhost\r\n"
+    with dial(server) as connection, connection.makefile("rb") as reader:
+        connection.sendall(head + WEBSOCKET + b"\r\n")
+        (answer,) = parse_all(reader.read())
+    assert_envelope(answer, 401, "unauthorized")
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.fixture
