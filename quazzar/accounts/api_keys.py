@@ -135,9 +135,21 @@ class ApiKeyService:
         """The caller's keys, newest first, those that expired in the last month among them."""
         return await store.find_api_keys(self._session, self._place, page)
 
+    async def get(self, key_id: str) -> Any:
+        """A key of the caller's. Raises `ApiKeyNotFound`."""
+        return await get_key(self._session, self._place, key_id)
+
     async def delete(self, key_id: str) -> None:
         """Revoke a key of the caller's; it stops with the commit. Raises `ApiKeyNotFound`."""
         await delete_key(self._session, self._accounts, self._place, key_id)
+
+
+async def get_key(session: AsyncSession, place: KeyPlace, key_id: str) -> Any:
+    """What is shown of a key. Raises `ApiKeyNotFound`."""
+    row = await store.get_shown_api_key(session, place, key_id)
+    if row is None:
+        raise ApiKeyNotFound
+    return row
 
 
 async def delete_key(session: AsyncSession, accounts: Accounts, place: KeyPlace, key_id: str) -> None:

@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import (
     ColumnElement,
     Interval,
+    Select,
     and_,
     bindparam,
     case,
@@ -478,9 +479,9 @@ async def get_api_key(session: AsyncSession, place: KeyPlace, key_id: str) -> An
     return (await session.execute(statement)).one_or_none()
 
 
-async def find_api_keys(session: AsyncSession, place: KeyPlace, page: Page) -> Sequence[Any]:
-    """All of them, newest first, with their last use."""
-    statement = (
+def _api_keys(place: KeyPlace) -> Select[*tuple[Any, ...]]:
+    """What is shown of keys, with their last use."""
+    return (
         select(
             ApiKey.id,
             ApiKey.user_id,
@@ -496,10 +497,18 @@ async def find_api_keys(session: AsyncSession, place: KeyPlace, page: Page) -> S
             LastUse.ip.label("last_used_ip"),
         )
         .outerjoin(LastUse, LastUse.id == ApiKey.id)
-        .where(place.condition, *_below(ApiKey.id, page))
-        .order_by(ApiKey.id.desc())
-        .limit(page.fetch)
+        .where(place.condition)
     )
+
+
+async def get_shown_api_key(session: AsyncSession, place: KeyPlace, key_id: str) -> Any:
+    """One of those that `find_api_keys` gives, None when it is none of them."""
+    return (await session.execute(_api_keys(place).where(ApiKey.id == key_id))).one_or_none()
+
+
+async def find_api_keys(session: AsyncSession, place: KeyPlace, page: Page) -> Sequence[Any]:
+    """All of them, newest first, with their last use."""
+    statement = _api_keys(place).where(*_below(ApiKey.id, page)).order_by(ApiKey.id.desc()).limit(page.fetch)
     return (await session.execute(statement)).all()
 
 

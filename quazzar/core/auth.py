@@ -58,7 +58,7 @@ _FINER = {
 
 
 def scope_within(scope: str, granted: frozenset[str]) -> bool:
-    """Whether `scope` is covered by `granted`: itself, `*`, the coarse scope that it lies in, or write for read."""
+    """Whether `scope` is covered by `granted`: itself, `*`, or the coarse scope that it lies in. Write is no read."""
     if scope in granted or "*" in granted:
         return True
     coarse = _FINER.get(scope)

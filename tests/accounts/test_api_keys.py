@@ -67,6 +67,7 @@ async def test_a_key_is_shown_once_and_works(
     assert life == pytest.approx(timedelta(days=365), abs=timedelta(minutes=1))
     me = await client.get("/api/auth/me", headers=bearer(key))
     assert me.json()["scopes"] == ["apps:read", "jobs:read"]
+    assert (await client.get(answer.headers["location"], headers=headers)).json()["id"] == made["id"]
     listed = await client.get(URL, headers=headers)
     assert listed.json()[0] == made
     assert key not in listed.text
@@ -92,8 +93,9 @@ async def test_other_peoples_keys_are_not_there(
     stranger = await headers_of(client, await make_user(database))
     made = await make_key(client, stranger)
     for id_ in (made["id"], "key_" + "a" * 26, "x"):
-        answer = await client.delete(f"{URL}/{id_}", headers=headers)
-        assert (answer.status_code, answer.json()["code"]) == (404, "api_key_not_found")
+        for method in ("GET", "DELETE"):
+            answer = await client.request(method, f"{URL}/{id_}", headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (404, "api_key_not_found")
     assert (await client.get(URL, headers=headers)).json() == []
     assert await works(client, made["key"])
 

@@ -88,6 +88,11 @@ class ApiKeyController(Controller):
         page = page_of(limit, cursor)
         return paged(request, page, await api_keys.find(page), ApiKeyOut.of, lambda row: row.id)
 
+    @get("/{key_id:str}", guards=[requires("auth:read")], operation_id="GetApiKey", summary="One of the own API keys")
+    async def get_api_key(self, api_keys: NamedDependency[ApiKeyService], key_id: FromPath[str]) -> ApiKeyOut:
+        """Without the key itself."""
+        return ApiKeyOut.of(await api_keys.get(key_id))
+
     @delete("/{key_id:str}", guards=[requires("auth:write")], operation_id="DeleteApiKey", summary="Revoke an API key")
     async def delete_api_key(self, api_keys: NamedDependency[ApiKeyService], key_id: FromPath[str]) -> None:
         """It stops at once."""

@@ -33,11 +33,6 @@ class TokenNotFound(NotFound):
     message = "There is no such registration token"
 
 
-class TenantNotFound(NotFound):
-    code = "tenant_not_found"
-    message = "There is no such tenant"
-
-
 class TokenRefused(Forbidden):
     """Unknown, of another panel, or taken back: which of them is nobody's business."""
 

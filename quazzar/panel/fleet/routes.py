@@ -93,6 +93,8 @@ class TokenController(Controller):
     ) -> Response[TokenCreated]:
         """The token is one string that names the panel's agent address and the fingerprint of its CA. Give it to
         `POST /api/panel-link` of a server, or to its start by `panel.token`. It is shown this once.
+
+        With `tenant_id` for a client of the tenant, where it is listed from then on. 404 `tenant_not_found`.
         """
         made = await fleet.create_token(data, address)
         return Response(made, headers={"Location": f"{request.scope['path'].rstrip('/')}/{made.id}"})
@@ -108,6 +110,16 @@ class TokenController(Controller):
         """Newest first, used up and expired ones too, without the tokens themselves."""
         page = page_of(limit, cursor, key=TOKEN_ID.pattern)
         return paged(request, page, await fleet.find_tokens(page), TokenOut.of, lambda row: str(row.id))
+
+    @get(
+        "/{token_id:str}",
+        guards=[requires("fleet:write")],
+        operation_id="GetRegistrationToken",
+        summary="One registration token",
+    )
+    async def get_token(self, fleet: NamedDependency[FleetService], token_id: TokenId) -> TokenOut:
+        """How often it was used, without the token itself."""
+        return TokenOut.of(await fleet.get_token(token_id))
 
     @delete(
         "/{token_id:str}",

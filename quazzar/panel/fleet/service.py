@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import Principal
@@ -13,7 +14,7 @@ from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import enqueue
 from quazzar.core.paging import Page
-from quazzar.core.records import audit, publish
+from quazzar.core.records import Caller, audit, publish
 from quazzar.core.schema import given, in_utc
 from quazzar.link.metrics import measures
 from quazzar.link.tokens import new_token
@@ -26,7 +27,6 @@ from quazzar.panel.fleet.errors import (
     GroupNotEmpty,
     GroupNotFound,
     InstanceNotFound,
-    TenantNotFound,
     TokenNotFound,
 )
 from quazzar.panel.fleet.events import InstanceRevoked
@@ -46,6 +46,7 @@ from quazzar.panel.fleet.schemas import (
     TokenOut,
 )
 from quazzar.panel.fleet.store import Found, Reach, Wanted
+from quazzar.panel.tenants.service import TenantService
 
 INSTANCE_ID: Final = re.compile(r"inst_[a-z2-7]{26}\Z")
 GROUP_ID: Final = re.compile(r"grp_[a-z2-7]{26}\Z")
@@ -105,10 +106,15 @@ class FleetService:
     # --- registration tokens ---------------------------------------------------------------------------------------
 
     async def create_token(self, data: TokenCreate, address: Address) -> TokenCreated:
-        """Raises `Invalid` with every field that fails, `TenantNotFound`."""
+        """For the own tenant or a client of it. Raises `Invalid` with every field that fails, `TenantNotFound`, and
+        `Forbidden` for a client in which the caller may not do this.
+        """
         self._require_unbound()
-        if data.tenant_id is not None and data.tenant_id != self._tenant:
-            raise TenantNotFound
+        tenant_id = data.tenant_id or self._tenant
+        if tenant_id != self._tenant:
+            granted = await TenantService(self._session).reach_into(self._principal, tenant_id)
+            if "fleet:write" not in granted:
+                raise Forbidden("This needs the scope fleet:write in that tenant", code="scope_missing")
         now = datetime.now(UTC)
         expires_at = in_utc(data.expires_at, "expires_at") if data.expires_at is not None else now + _TOKEN_LIFE
         problems = {}
@@ -116,14 +122,14 @@ class FleetService:
             problems["expires_at"] = "Expires at must lie ahead"
         elif expires_at > now + _LONGEST_TOKEN_LIFE:
             problems["expires_at"] = "Expires at must be within 30 days"
-        if data.group_id is not None and await store.get_group(self._session, self._tenant, data.group_id) is None:
+        if data.group_id is not None and await store.get_group(self._session, tenant_id, data.group_id) is None:
             problems["group_id"] = "There is no such group"
         if problems:
             raise Invalid(details=problems)
-        token = new_token(host=address.host, port=address.port, fingerprint=address.fingerprint, tenant_id=self._tenant)
+        token = new_token(host=address.host, port=address.port, fingerprint=address.fingerprint, tenant_id=tenant_id)
         row = await store.add_token(
             self._session,
-            self._tenant,
+            tenant_id,
             id=new_id("tok"),
             name=data.name,
             token_hash=token.digest,
@@ -135,12 +141,11 @@ class FleetService:
         )
         shown = {name: getattr(row, name) for name in TokenOut.__struct_fields__}
         after = {"name": row.name, "max_uses": row.max_uses, "tags": row.tags, "group_id": row.group_id}
-        audit(
-            self._session,
-            "fleet_token.create",
-            subject=row.id,
-            after=after | {"expires_at": row.expires_at.isoformat()},
-        )
+        after |= {"expires_at": row.expires_at.isoformat()}
+        caller: Caller = self._session.info["caller"]
+        for told in sorted({self._tenant, tenant_id}):
+            there = msgspec.structs.replace(caller, tenant_id=told)
+            audit(self._session, "fleet_token.create", subject=row.id, after=after, caller=there)
         return TokenCreated(
             **shown, token=token.encode(), agent_address=str(address), ca_fingerprint=address.fingerprint.hex()
         )
@@ -148,6 +153,14 @@ class FleetService:
     async def find_tokens(self, page: Page) -> Sequence[Found]:
         self._require_unbound()
         return await store.find_tokens(self._session, self._tenant, page)
+
+    async def get_token(self, token_id: str) -> Found:
+        """Raises `TokenNotFound`."""
+        self._require_unbound()
+        row = await store.find_token(self._session, self._tenant, token_id) if TOKEN_ID.match(token_id) else None
+        if row is None:
+            raise TokenNotFound
+        return row
 
     async def delete_token(self, token_id: str) -> None:
         """Nobody can join by it any more; who has joined stays. Raises `TokenNotFound`."""
@@ -331,6 +344,8 @@ def summed(rows: Sequence[Any], alerts: SeverityCounts, now: datetime) -> Summar
     apps = stale = 0
     for row in rows:
         setattr(status, row.status, getattr(status, row.status) + 1)
+        if row.status == "revoked":
+            continue
         versions[row.version] = versions.get(row.version, 0) + 1
         apps += row.apps
         stale += row.backup_at is None or now - row.backup_at > _BACKUP_AGE
@@ -340,7 +355,7 @@ def summed(rows: Sequence[Any], alerts: SeverityCounts, now: datetime) -> Summar
             _add(memory, row.memory_bytes, measured.get("memory_used_bytes", 0))
             _add(disk, row.disk_bytes, measured.get("disk_used_bytes", 0))
     return SummaryOut(
-        instances=len(rows),
+        instances=len(rows) - status.revoked,
         status=status,
         versions=dict(sorted(versions.items())),
         apps=apps,

@@ -155,6 +155,11 @@ async def find_tokens(session: AsyncSession, tenant_id: str, page: Page) -> Sequ
     return (await session.execute(query)).all()
 
 
+async def find_token(session: AsyncSession, tenant_id: str, token_id: str) -> Found | None:
+    query = select(*_TOKEN).where(FleetToken.tenant_id == tenant_id, FleetToken.id == token_id)
+    return (await session.execute(query)).one_or_none()
+
+
 async def delete_token(session: AsyncSession, tenant_id: str, token_id: str) -> str | None:
     """The token's name, None when there is no such token."""
     statement = (
@@ -307,7 +312,7 @@ async def delete_instance(session: AsyncSession, tenant_id: str, instance_id: st
 
 
 async def find_totals(session: AsyncSession, tenant_id: str, reach: Reach) -> Sequence[Found]:
-    """What the summary adds up: one row for each instance that is not revoked."""
+    """What the summary adds up: one row for each instance."""
     query = (
         select(
             FleetInstance.status,
@@ -323,7 +328,7 @@ async def find_totals(session: AsyncSession, tenant_id: str, reach: Reach) -> Se
             FleetPresence,
             (FleetPresence.tenant_id == FleetInstance.tenant_id) & (FleetPresence.instance_id == FleetInstance.id),
         )
-        .where(FleetInstance.tenant_id == tenant_id, FleetInstance.status != "revoked")
+        .where(FleetInstance.tenant_id == tenant_id)
     )
     if reach.condition is not None:
         query = query.where(reach.condition)

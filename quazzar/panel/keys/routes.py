@@ -49,6 +49,11 @@ class TenantKeyController(Controller):
         made = await keys.create(data)
         return Response(made, headers={"Location": f"{request.scope['path'].rstrip('/')}/{made.id}"})
 
+    @get("/{key_id:str}", guards=[requires("keys:read")], operation_id="GetApiKey", summary="One API key")
+    async def get_key(self, keys: NamedDependency[TenantKeyService], key_id: FromPath[str]) -> TenantKeyOut:
+        """Without the key itself."""
+        return TenantKeyOut.of(await keys.get(key_id))
+
     @delete("/{key_id:str}", guards=[requires("keys:write")], operation_id="DeleteApiKey", summary="Revoke an API key")
     async def delete_key(self, keys: NamedDependency[TenantKeyService], key_id: FromPath[str]) -> None:
         """It stops at once. One of another member's only by who may all that it may: 403 `scope_exceeded`."""

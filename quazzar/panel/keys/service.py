@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts import store
-from quazzar.accounts.api_keys import ApiKeyService, delete_key
+from quazzar.accounts.api_keys import ApiKeyService, delete_key, get_key
 from quazzar.accounts.errors import ApiKeyNotFound
 from quazzar.accounts.process import Accounts
 from quazzar.accounts.store import KeyPlace
@@ -45,6 +45,10 @@ class TenantKeyService:
     async def find(self, page: Page) -> Sequence[Any]:
         """Newest first, those that expired in the last month among them."""
         return await store.find_api_keys(self._session, self._place, page)
+
+    async def get(self, key_id: str) -> Any:
+        """Raises `ApiKeyNotFound`."""
+        return await get_key(self._session, self._place, key_id)
 
     async def delete(self, key_id: str) -> None:
         """Revoke a key; it stops with the commit. Raises `ApiKeyNotFound`, `PermissionExceeded`."""

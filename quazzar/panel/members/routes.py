@@ -64,6 +64,11 @@ class MemberController(Controller):
         made = await members.invite(data)
         return Response(made, headers={"Location": f"{request.scope['path']}/{made.id}"})
 
+    @get("/{member_id:str}", guards=[requires("members:read")], operation_id="GetMember", summary="One member")
+    async def get_member(self, members: NamedDependency[MemberService], member_id: FromPath[str]) -> MemberOut:
+        """Or who is invited, without the link."""
+        return await members.get(member_id)
+
     @patch(
         "/{member_id:str}",
         guards=[requires("members:write")],

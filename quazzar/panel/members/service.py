@@ -44,6 +44,14 @@ class MemberService:
         """Newest first; one more than the page shows."""
         return await store.find_members(self._session, self._tenant_id, page)
 
+    async def get(self, member_id: str) -> MemberOut:
+        """A member, or an invitation that can still be accepted. Raises `MemberNotFound`."""
+        row = await store.get_member(self._session, self._tenant_id, member_id)
+        row = row or await store.get_invited(self._session, self._tenant_id, member_id)
+        if row is None:
+            raise MemberNotFound
+        return MemberOut.of(row)
+
     async def invite(self, data: MemberInvite) -> MemberInvitedOut:
         """Invite an address; an invitation that it had before is replaced. Where there is a mail server the link goes
         to the address alone, else it is in the answer.
@@ -156,7 +164,7 @@ class MemberService:
     async def _get(self, member_id: str) -> Any:
         """A member or an open invitation, locked. Raises `MemberNotFound`."""
         row = await store.get_member(self._session, self._tenant_id, member_id, lock=True)
-        row = row or await store.get_invited(self._session, self._tenant_id, member_id)
+        row = row or await store.get_invited(self._session, self._tenant_id, member_id, lock=True)
         if row is None:
             raise MemberNotFound
         return row

@@ -81,9 +81,11 @@ async def get_member_of(session: AsyncSession, tenant_id: str, user_id: str) -> 
     return (await session.execute(statement)).one_or_none()
 
 
-async def get_invited(session: AsyncSession, tenant_id: str, invitation_id: str) -> Any:
+async def get_invited(session: AsyncSession, tenant_id: str, invitation_id: str, *, lock: bool = False) -> Any:
     """An invitation that can still be accepted, with the columns of a member."""
-    statement = _invited(tenant_id).where(Invitation.id == invitation_id).with_for_update()
+    statement = _invited(tenant_id).where(Invitation.id == invitation_id)
+    if lock:
+        statement = statement.with_for_update()
     return (await session.execute(statement)).one_or_none()
 
 

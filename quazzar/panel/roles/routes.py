@@ -45,6 +45,10 @@ class RoleController(Controller):
         made = await roles.create(data)
         return Response(made, headers={"Location": f"{request.scope['path']}/{made.id}"})
 
+    @get("/{role_id:str}", guards=[requires("roles:read")], operation_id="GetRole", summary="One role")
+    async def get_role(self, roles: NamedDependency[RoleService], role_id: FromPath[str]) -> RoleOut:
+        return await roles.get(role_id)
+
     @patch("/{role_id:str}", guards=[requires("roles:write")], operation_id="UpdateRole", summary="Change an own role")
     async def update_role(
         self, roles: NamedDependency[RoleService], role_id: FromPath[str], data: JSONBody[RoleUpdate]

@@ -49,6 +49,15 @@ class RoleService:
         start = 0 if page.after is None else places.get(page.after, len(roles)) + 1
         return roles[start : start + page.fetch]
 
+    async def get(self, role_id: str) -> RoleOut:
+        """An own role by its id, a built-in one by its name. Raises `RoleNotFound`."""
+        if role_id in BUILT_IN:
+            return _built_in(role_id)
+        row = await store.get_role(self._session, self._tenant_id, role_id)
+        if row is None:
+            raise RoleNotFound
+        return shown(row)
+
     async def pick(self, role: str, field: str) -> Given:
         """The role that a caller names, so that it may be given to somebody: an own one stays until the commit.
 

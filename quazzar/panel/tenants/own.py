@@ -5,7 +5,7 @@ clients of `app.tenant`.
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.paging import Page
@@ -34,16 +34,12 @@ async def count_owned(session: AsyncSession, user_id: str) -> int:
     return (await session.execute(statement)).scalar_one()
 
 
-async def find_tenants(
-    session: AsyncSession, user_id: str, *, current: str, parent_id: str | None, page: Page
-) -> Sequence[Any]:
-    """The current tenant, those that the user belongs to, and the clients of `parent_id`, newest first, with their
-    role.
-    """
+def _tenants(user_id: str, current: str, parent_id: str | None) -> Select[*tuple[Any, ...]]:
+    """The current tenant, those that the user belongs to, and the clients of `parent_id`, with their role."""
     belongs = [Tenant.id == current, Membership.user_id.is_not(None) & Membership.parent_id.is_(None)]
     if parent_id is not None:
         belongs.append((Tenant.parent_id == parent_id) & (Tenant.parent_access != "none"))
-    statement = (
+    return (
         select(
             Tenant.id,
             Tenant.name,
@@ -55,9 +51,24 @@ async def find_tenants(
         )
         .outerjoin(Membership, (Membership.tenant_id == Tenant.id) & (Membership.user_id == user_id))
         .where(or_(*belongs))
-        .order_by(Tenant.id.desc())
-        .limit(page.fetch)
     )
+
+
+async def get_tenant(
+    session: AsyncSession, user_id: str, tenant_id: str, *, current: str, parent_id: str | None
+) -> Any:
+    """One of those that `find_tenants` gives, None when it is none of them."""
+    statement = _tenants(user_id, current, parent_id).where(Tenant.id == tenant_id)
+    return (await session.execute(statement)).one_or_none()
+
+
+async def find_tenants(
+    session: AsyncSession, user_id: str, *, current: str, parent_id: str | None, page: Page
+) -> Sequence[Any]:
+    """The current tenant, those that the user belongs to, and the clients of `parent_id`, newest first, with their
+    role.
+    """
+    statement = _tenants(user_id, current, parent_id).order_by(Tenant.id.desc()).limit(page.fetch)
     if page.after is not None:
         statement = statement.where(Tenant.id < page.after)
     return (await session.execute(statement)).all()

@@ -56,6 +56,14 @@ class TenantController(Controller):
         made = await tenants.create(data)
         return Response(made, headers={"Location": f"{request.scope['path']}/{made.id}"})
 
+    @get("/{tenant_id:str}", guards=[account()], operation_id="GetTenant", summary="One tenant")
+    async def get_tenant(
+        self, request: AnyRequest, tenants: NamedDependency[OwnTenantService], tenant_id: FromPath[str]
+    ) -> OwnTenantOut:
+        """One of those that the caller may work in."""
+        row, current = await tenants.get(tenant_id), principal_of(request).tenant_id
+        return OwnTenantOut.of(row, role=row.role, current=row.id == current)
+
     @patch(
         "/{tenant_id:str}",
         guards=[requires("tenant:write")],

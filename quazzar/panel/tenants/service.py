@@ -113,6 +113,23 @@ class TenantService:
         async with referenced_or(TenantNotFound()):
             await store.add_guest(session, tenant_id, user_id=user_id, parent_id=parent_id)
 
+    async def reach_into(self, principal: Principal, client_id: str) -> frozenset[str]:
+        """What the caller may do in a client of the tenant that they work in: no more than they may here.
+
+        The transaction's scope is the client's afterwards. Raises `TenantNotFound`.
+        """
+        session = self._session
+        client = await store.get_client(session, principal.tenant_id or "", client_id)
+        if client is None or principal.resources is not None:
+            raise TenantNotFound
+        await set_scope(session, tenant=client_id, user=principal.user_id)
+        place = await self.place(client_id, principal.user_id)
+        if place is not None and place.resources is None:
+            return common(principal.scopes, place.permissions)
+        if not _may_enter(principal.scopes, None, client.parent_access):
+            raise TenantNotFound
+        return common(principal.scopes, permissions_of(client.parent_access))
+
 
 def _may_enter(granted: frozenset[str], resources: Any, parent_access: str) -> bool:
     """Whether a member of the parent may work in a client tenant: not one who is bound to some instances."""
@@ -129,14 +146,26 @@ class OwnTenantService:
         self._principal = principal
         self._tenant_id = principal.tenant_id or ""
 
+    @property
+    def _parent_id(self) -> str | None:
+        """The tenant whose clients the caller may work in, too."""
+        enters = self._principal.allows(CLIENTS_ACCESS) and self._principal.resources is None
+        return self._tenant_id if enters else None
+
     async def find(self, page: Page) -> Sequence[Any]:
         """The tenants that the caller can switch to, newest first; one more than the page shows."""
-        me = self._principal
-        enters = me.allows(CLIENTS_ACCESS) and me.resources is None
-        parent_id = self._tenant_id if enters else None
         return await own.find_tenants(
-            self._session, me.user_id, current=self._tenant_id, parent_id=parent_id, page=page
+            self._session, self._principal.user_id, current=self._tenant_id, parent_id=self._parent_id, page=page
         )
+
+    async def get(self, tenant_id: str) -> Any:
+        """One of those. Raises `TenantNotFound`."""
+        row = await own.get_tenant(
+            self._session, self._principal.user_id, tenant_id, current=self._tenant_id, parent_id=self._parent_id
+        )
+        if row is None:
+            raise TenantNotFound
+        return row
 
     async def create(self, data: TenantCreate) -> OwnTenantOut:
         """A tenant of the caller's; a client lies below the tenant that they work in.

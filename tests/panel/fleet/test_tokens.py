@@ -81,6 +81,43 @@ async def test_foreign_tokens_tenants_and_groups_do_not_exist(ada: Tenant, eve: 
     assert (await ada.http.delete(f"/api/fleet/tokens/{made['id']}")).status_code == 404
 
 
+async def test_a_token_for_a_client_tenant(ada: Tenant, eve: Tenant, app: RunningApp) -> None:
+    assert (await ada.http.patch(f"/api/tenants/{ada.id}", json={"kind": "msp"})).status_code == 200
+
+    async def make_client(access: str) -> str:
+        body = {"name": "Client", "kind": "client", "parent_access": access}
+        client_id = str((await ada.http.post("/api/tenants", json=body)).json()["id"])
+        # Of others: what the caller may do in it is what it lets its parent's members do.
+        async with app.database.begin(tenant=client_id) as session:
+            await session.execute(text("DELETE FROM memberships WHERE tenant_id = :id"), {"id": client_id})
+        return client_id
+
+    async def ask(tenant: Tenant, client_id: str, **more: Any) -> tuple[int, str | None]:
+        body = {"name": "x", "tenant_id": client_id} | more
+        answer = await tenant.http.post("/api/fleet/tokens", json=body)
+        return answer.status_code, answer.json().get("code")
+
+    closed, limited, opened = [await make_client(access) for access in ("none", "operator", "admin")]
+    assert await ask(ada, closed) == (404, "tenant_not_found")
+    assert await ask(ada, limited) == (403, "scope_missing")
+    assert await ask(eve, opened) == (404, "tenant_not_found")
+    group = (await ada.http.post("/api/fleet/groups", json={"name": uuid.uuid4().hex})).json()
+    assert await ask(ada, opened, group_id=group["id"]) == (422, "validation_failed")
+    made = await create(ada, tenant_id=opened)
+    assert made["tenant_id"] == opened == parse_token(made["token"]).tenant_id
+    assert made["id"] not in {one["id"] for one in (await ada.http.get("/api/fleet/tokens")).json()}
+    for tenant_id in (ada.id, opened):
+        there = Tenant(tenant_id, ada.http, ada.user_id)
+        assert {record[0] for record in await audited_of(app, there, made["id"])} == {"fleet_token.create"}
+    # A key of the parent has no more in the client than it has in the parent.
+    body = {"name": "x", "permissions": ["clients:access", "fleet:read"]}
+    key = (await ada.http.post("/api/api-keys", json=body)).json()["key"]
+    headers = {"Authorization": f"Bearer {key}"}
+    refused = await ada.http.post("/api/fleet/tokens", json={"name": "x", "tenant_id": opened}, headers=headers)
+    assert refused.status_code == 403
+    assert (await ada.http.patch(f"/api/tenants/{ada.id}", json={"kind": "standard"})).status_code == 409
+
+
 async def test_fifty_at_once_use_a_token_as_often_as_it_allows(ada: Tenant, app: RunningApp) -> None:
     # As many at a time as there are connections: whoever waits for one gives up after a while, on a busy machine too.
     crowd, room = Database(app.database.url, pool_size=10), asyncio.Semaphore(10)

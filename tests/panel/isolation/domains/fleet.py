@@ -51,4 +51,5 @@ row(
     "POST /api/fleet/tokens",
     body={"name": UNIQUE, "group_id": Ref("group"), "tenant_id": Ref("tenant", 404)},
 )
+row("GET /api/fleet/tokens/{token_id}", "token")
 row("DELETE /api/fleet/tokens/{token_id}", "token")

@@ -24,6 +24,7 @@ async def client(side: Side) -> str:
 
 row("GET /api/tenants", shows="tenant", of_user=True)
 row("POST /api/tenants", body={"name": UNIQUE}, no_ids="a tenant is made of words, for the caller")
+row("GET /api/tenants/{tenant_id}", "tenant", of_user=True)
 row("PATCH /api/tenants/{tenant_id}", "client|tenant", body={"name": UNIQUE})
 row("DELETE /api/tenants/{tenant_id}", "client|tenant")
 
@@ -49,11 +50,13 @@ SCOPE = {"groups": [Ref("group"), Ref("other_group")], "instances": [Ref("instan
 
 row("GET /api/members", shows=("member", "invitation"))
 row("POST /api/members", body={"email": EMAIL, "role": Ref("role"), "scope": SCOPE})
+row("GET /api/members/{member_id}", "member|invitation")
 row("PATCH /api/members/{member_id}", "member|invitation", body={"role": Ref("role"), "scope": SCOPE})
 row("DELETE /api/members/{member_id}", "member|invitation")
 
 row("GET /api/roles", shows="role")
 row("POST /api/roles", body={"name": UNIQUE, "permissions": ["fleet:read"]}, no_ids="a role is made of words")
+row("GET /api/roles/{role_id}", "role")
 row("PATCH /api/roles/{role_id}", "role", body={"name": UNIQUE})
 row("DELETE /api/roles/{role_id}", "role")
 
@@ -68,4 +71,5 @@ row(
     "POST /api/api-keys",
     body={"name": UNIQUE, "permissions": ["fleet:read"], "resources": [Ref("group"), Ref("instance")]},
 )
+row("GET /api/api-keys/{key_id}", "key")
 row("DELETE /api/api-keys/{key_id}", "key")
