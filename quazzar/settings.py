@@ -209,7 +209,6 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="Origins of web pages that may call the API from a browser.", extra=_as(_origins)),
     ] = ()
-    docs: Annotated[bool, Meta(description="Serve the browsable API reference at `/api/docs`.")] = True
     max_connections: Annotated[
         int, Meta(description="Connections held open at once; more are turned away.", ge=10, le=1_000_000)
     ] = 2000
@@ -531,8 +530,6 @@ def _written(value: Any) -> str:
     match value:
         case None | ():
             return ""
-        case bool():
-            return f"`{str(value).lower()}`"
         case tuple():
             return "`" + ",".join(f"{item}" for item in value) + "`"
         case _:
@@ -682,8 +679,6 @@ def _read(kind: Any, raw: object, setting: Setting) -> Any:
         items = [item.strip() for item in raw.split(",") if item.strip()] if isinstance(raw, str) else raw
         return tuple(_read(get_args(kind)[0], item, setting) for item in items)
     match kind:
-        case type() if kind is bool:
-            return _boolean(raw)
         case type() if kind is int:
             return _number(raw, setting)
         case type() if kind is float:
@@ -704,14 +699,6 @@ def _text(raw: object, *, lines: bool = False) -> str:
     if any(letter < " " and not (lines and letter in "\r\n") for letter in raw.strip()):
         raise _Refused("must not hold control characters")
     return raw.strip()
-
-
-def _boolean(raw: object) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    value = words.get(raw.lower()) if isinstance(raw, str) else raw
-    if not isinstance(value, bool):
-        raise _Refused("must be true or false")
-    return value
 
 
 def _number(raw: object, setting: Setting) -> int:

@@ -102,7 +102,6 @@ def test_every_setting_can_be_given_in_each_way(tmp_path: Path) -> None:
         "server.allowed_hosts": "a.example.com, [::1],10.0.0.1",
         "server.trusted_proxies": "10.0.0.0/8,::1",
         "server.cors_origins": "https://a.example.com,http://localhost:3000",
-        "server.docs": "off",
         "database.url": "postgresql://u:p@db/quazzar?sslmode=require",
         "rate_limit.storage": "redis://:p@cache:6379/0",
         "webhooks.retry_schedule": "0,0.5,3",
@@ -114,15 +113,14 @@ def test_every_setting_can_be_given_in_each_way(tmp_path: Path) -> None:
     }
     environ = {CATALOGUE[key].variable: value for key, value in values.items()}
     by_environment = load_settings({}, environ)
-    lines = [f"{key} = {value!r}" for key, value in values.items() if key not in ("server.docs", "metrics.port")]
-    toml = write(tmp_path / "q.toml", "\n".join([*lines, "server.docs = false", "metrics.port = 9100"]))
+    lines = [f"{key} = {value!r}" for key, value in values.items() if key != "metrics.port"]
+    toml = write(tmp_path / "q.toml", "\n".join([*lines, "metrics.port = 9100"]))
     assert load_settings({}, {}, toml) == by_environment == load_settings(values, {})
     assert by_environment.server.allowed_hosts == ("a.example.com", "[::1]", "10.0.0.1")
     assert by_environment.server.trusted_proxies == (
         ipaddress.ip_network("10.0.0.0/8"),
         ipaddress.ip_network("::1/128"),
     )
-    assert not by_environment.server.docs
     assert by_environment.smtp.sender == "quazzar@example.com"
     assert list(by_environment.webhooks.retry_schedule) == [0, 0.5, 3]
     assert by_environment.agent_public_host == "panel.example.com"
@@ -150,7 +148,7 @@ def test_docker_host_is_only_a_default(tmp_path: Path) -> None:
 def test_all_problems_are_told_at_once_with_a_hint_and_without_a_value(tmp_path: Path) -> None:
     config = write(
         tmp_path / "q.toml",
-        "typo = 1\n[server]\nprot = 'canary'\nport = 'canary'\ndocs = 1\n[databse]\nurl = 'canary'\n"
+        "typo = 1\n[server]\nprot = 'canary'\nport = 'canary'\n[databse]\nurl = 'canary'\n"
         "[database]\nurl = 'mysql://canary'\n[rate_limit]\nauth = 'canary'\n",
     )
     environ = {
@@ -164,7 +162,6 @@ def test_all_problems_are_told_at_once_with_a_hint_and_without_a_value(tmp_path:
         "typo (q.toml) is not a setting",
         "server.prot (q.toml) is not a setting; did you mean server.port?",
         "server.port (q.toml) must be a whole number from 0 to 65535",
-        "server.docs (q.toml) must be true or false",
         "databse.url (q.toml) is not a setting; did you mean database.url?",
         "database.url (q.toml) must begin with postgresql://",
         "rate_limit.auth (q.toml) must be a limit such as 100/minute",

@@ -195,6 +195,7 @@ class StatusCounts(Out):
     online: int = 0
     degraded: int = 0
     offline: int = 0
+    revoked: int = 0
 
 
 class SeverityCounts(Out):
@@ -223,7 +224,7 @@ class BackupsOut(Out):
 
 
 class SummaryOut(Out):
-    """`alerts` counts those that are not over, by severity; revoked instances do not count anywhere."""
+    """`alerts` counts those that are not over, by severity; revoked instances count in `status` alone."""
 
     instances: Annotated[int, Meta(examples=[12])]
     status: StatusCounts
