@@ -21,6 +21,7 @@ from quazzar.core.records import audit, publish
 from quazzar.core.schema import in_utc
 from quazzar.core.tokens import API_KEY_PREFIX, api_key_digest, new_api_key
 
+KEY_ID: Final = r"key_[a-z2-7]{26}"
 MAX_KEYS: Final = 50
 DEFAULT_LIFE: Final = timedelta(days=365)
 LONGEST_LIFE: Final = timedelta(days=3660)

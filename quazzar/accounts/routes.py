@@ -29,6 +29,7 @@ from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, post
 from quazzar.core.schema import UNSET
 
+SESSION_ID = r"ses_[a-z2-7]{26}"
 AnyRequest = Request[Any, Any, Any]
 
 
@@ -124,7 +125,7 @@ class LoginController(Controller):
         cursor: Cursor = None,
     ) -> Response[list[SessionOut]]:
         """Newest first; at most 20 exist. An admin of an instance sees those that were opened from a panel, too."""
-        page, current = page_of(limit, cursor), principal_of(request).session_id
+        page, current = page_of(limit, cursor, key=SESSION_ID), principal_of(request).session_id
         rows = await sessions.find(page)
         return paged(request, page, rows, lambda row: SessionOut.of(row, current), lambda row: row.id)
 

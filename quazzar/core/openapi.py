@@ -87,6 +87,8 @@ def build_document(router: Router, *, title: str, description: str) -> dict[str,
     for schema in schemas.values():
         # Whole objects that Litestar makes up; they differ with every run. Ours stand at the fields.
         schema.pop("examples", None)
+        # That a whole body may be left out stands at the operation.
+        schema.pop("default", None)
     components["headers"] = _HEADERS
     components["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An access token, or an API key."}
@@ -150,17 +152,18 @@ def _complete(operation: dict[str, Any], endpoint: Endpoint, path: str, schemas:
             content.pop("examples", None)
             _add_example(content, schemas)
     responses |= {str(code): {"$ref": f"#/components/responses/Error{code}"} for code in sorted(statuses)}
-    _complete_inputs(operation, schemas)
+    _complete_inputs(operation, endpoint, schemas)
 
 
-def _complete_inputs(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+def _complete_inputs(operation: dict[str, Any], endpoint: Endpoint, schemas: dict[str, Any]) -> None:
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "path" and parameter["schema"].get("type") == "string":
             parameter["schema"] = {"minLength": 1, "maxLength": 200, "pattern": "^[A-Za-z0-9_.-]+$"} | parameter[
                 "schema"
             ]
     if "requestBody" in operation:
-        operation["requestBody"]["required"] = True
+        body = endpoint.parsed_data_field
+        operation["requestBody"]["required"] = body is None or not body.has_default
         for content in operation["requestBody"]["content"].values():
             _add_example(content, schemas)
 

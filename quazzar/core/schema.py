@@ -116,10 +116,12 @@ def decode_body(body: bytes, kind: type[T]) -> T:
     Raises `InvalidJson` (400) when it can't be read or is of the wrong top type, `Invalid` (422) with one sentence for
     every field that fails.
     """
+    if not body:
+        raise InvalidJson("The body is empty")
     try:
-        decoded: T = _decoder(kind).decode(body or b"{}")  # type: ignore[arg-type]
+        decoded: T = _decoder(kind).decode(body)  # type: ignore[arg-type]
     except msgspec.ValidationError as error:
-        value = msgspec.json.decode(body or b"{}")
+        value = msgspec.json.decode(body)
         info = inspect.type_info(kind)
         if not isinstance(value, dict) and _is_object(info):
             raise InvalidJson("The body must be a JSON object") from error

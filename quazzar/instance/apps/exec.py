@@ -54,9 +54,9 @@ Reason = Literal[
 ]
 
 
-class UpgradeRequired(AppError):
+class WebSocketRequired(AppError):
     status = 426
-    code = "upgrade_required"
+    code = "websocket_required"
     message = "This is a WebSocket; connect to it as one"
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from quazzar.core.auth import principal_of, requires
 from quazzar.core.http import caller_of
 from quazzar.core.routing import get
 from quazzar.core.sse import credential_check, streams_of
-from quazzar.instance.apps.exec import Socket, Terminals, UpgradeRequired, find_target, read_query
+from quazzar.instance.apps.exec import Socket, Terminals, WebSocketRequired, find_target, read_query
 
 AppId = FromPath[Annotated[str, Meta(description="Id of an app.", examples=["app_3k2m4v7q3n5t2ac6xk2m4v7q3n"])]]
 PROTOCOL: Final = "quazzar.exec"
@@ -78,7 +78,7 @@ class ExecController(Controller):
         """
         query = read_query(request.query_params)
         await find_target(request.app.state.database, principal_of(request), app_id, query)
-        raise UpgradeRequired
+        raise WebSocketRequired
 
     @WebsocketRouteHandler(guards=[requires("apps:exec")])
     async def terminal(self, socket: WebSocket[Any, Any, State], app_id: AppId) -> None:

@@ -35,6 +35,7 @@ from quazzar.instance.apps.answers import (
 )
 from quazzar.instance.apps.exporting import YAML, ExportOperation, Wanted, export_answer
 from quazzar.instance.apps.schemas import (
+    TO_THE_NEWEST,
     AppAdopt,
     AppClone,
     AppCreate,
@@ -260,7 +261,7 @@ class AppController(Controller):
         request: AppRequest,
         apps: NamedDependency[AppService],
         app_id: AppId,
-        data: JSONBody[AppUpdate],
+        data: JSONBody[AppUpdate] = TO_THE_NEWEST,
         dry_run: Flag = False,
     ) -> Response[AppOut | UpdatePlan]:
         """To the newest version or the one that is named; an app that has it gets the images that its tags mean now.

@@ -102,11 +102,15 @@ class AppPatch(In, kw_only=True):
     auto_update: AutoUpdateIn | None | UnsetType = UNSET
 
 
-class AppUpdate(In, kw_only=True):
+class AppUpdate(In, kw_only=True, frozen=True):
     """To `version`, else to the newest. `config` is for fields that the new version has and the present one has not."""
 
     version: Version | None = None
     config: Annotated[dict[str, ConfigValue], Meta(max_length=500)] = {}
+
+
+TO_THE_NEWEST = AppUpdate()
+"""What an update without a body asks for."""
 
 
 class AppCreate(In, kw_only=True):

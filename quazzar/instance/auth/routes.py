@@ -9,7 +9,7 @@ from litestar.params import FromPath, JSONBody
 from litestar.types import ControllerRouterHandler
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.accounts.api_keys import ApiKeyService
+from quazzar.accounts.api_keys import KEY_ID, ApiKeyService
 from quazzar.accounts.login import LoginService
 from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut, MeOut, TokenPair, TotpRequired
@@ -85,7 +85,7 @@ class ApiKeyController(Controller):
         cursor: Cursor = None,
     ) -> Response[list[ApiKeyOut]]:
         """Newest first, without the keys themselves; at most 50 are valid at once."""
-        page = page_of(limit, cursor)
+        page = page_of(limit, cursor, key=KEY_ID)
         return paged(request, page, await api_keys.find(page), ApiKeyOut.of, lambda row: row.id)
 
     @get("/{key_id:str}", guards=[requires("auth:read")], operation_id="GetApiKey", summary="One of the own API keys")

@@ -12,7 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.core.auth import requires
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, post
-from quazzar.instance.template_sources.schemas import TemplateSourceCreate, TemplateSourceOut, TemplateSourceSync
+from quazzar.instance.template_sources.schemas import (
+    AS_IT_IS,
+    TemplateSourceCreate,
+    TemplateSourceOut,
+    TemplateSourceSync,
+)
 from quazzar.instance.template_sources.service import SOURCE_ID, TemplateSourceService
 
 SourceRequest = Request[Any, Any, State]
@@ -70,7 +75,7 @@ class TemplateSourceController(Controller):
         self,
         sources: NamedDependency[TemplateSourceService],
         source_id: SourceId,
-        data: JSONBody[TemplateSourceSync],
+        data: JSONBody[TemplateSourceSync] = AS_IT_IS,
     ) -> TemplateSourceOut:
         """The job of `job_id` does it. An index that changed is only taken with its `digest`, or signed."""
         return TemplateSourceOut.of(await sources.sync(source_id, data))

@@ -33,10 +33,14 @@ class TemplateSourceCreate(In):
     digest: Digest | None = None
 
 
-class TemplateSourceSync(In):
+class TemplateSourceSync(In, frozen=True):
     """`digest` names the new index of a source that is pinned by digest."""
 
     digest: Digest | None = None
+
+
+AS_IT_IS = TemplateSourceSync()
+"""What a sync without a body asks for."""
 
 
 class TemplateSourceOut(Out):

@@ -14,6 +14,7 @@ from quazzar.core.routing import get, post, put
 from quazzar.core.schema import UNSET
 from quazzar.panel.accounts.recovery import RecoveryService
 from quazzar.panel.accounts.schemas import (
+    SEND_A_LINK,
     EmailVerification,
     ForgottenPassword,
     PanelLogin,
@@ -88,7 +89,10 @@ class PanelAuthController(LoginController):
 
     @post("/verify-email", status_code=204, operation_id="VerifyEmail", summary="Confirm the own address")
     async def verify_email(
-        self, request: AnyRequest, recovery: NamedDependency[RecoveryService], data: JSONBody[EmailVerification]
+        self,
+        request: AnyRequest,
+        recovery: NamedDependency[RecoveryService],
+        data: JSONBody[EmailVerification] = SEND_A_LINK,
     ) -> None:
         """With the `token` of the link that was sent at registration. Without one, logged in: sends another link. 401
         `link_not_valid`; 409 `mail_not_configured`.

@@ -43,10 +43,14 @@ class PasswordReset(In):
     token: Annotated[OpaqueToken | UnsetType, Meta(description="Of the link; without it: 401")] = UNSET
 
 
-class EmailVerification(In):
+class EmailVerification(In, frozen=True):
     """With the token of a link: confirms the address. Without, by a caller who is logged in: sends a link."""
 
     token: OpaqueToken | UnsetType = UNSET
+
+
+SEND_A_LINK = EmailVerification()
+"""What a call without a body asks for."""
 
 
 class ProfileUpdate(In):

@@ -8,6 +8,7 @@ from litestar.params import FromPath, JSONBody
 from litestar.types import ControllerRouterHandler
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from quazzar.accounts.api_keys import KEY_ID
 from quazzar.accounts.routes import AnyRequest, accounts_of
 from quazzar.core.auth import principal_of, requires
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
@@ -34,7 +35,7 @@ class TenantKeyController(Controller):
         cursor: Cursor = None,
     ) -> Response[list[TenantKeyOut]]:
         """Newest first, without the keys themselves. Who is bound to some instances sees their own alone."""
-        page = page_of(limit, cursor, key=r"key_[a-z2-7]{26}")
+        page = page_of(limit, cursor, key=KEY_ID)
         return paged(request, page, await keys.find(page), TenantKeyOut.of, lambda row: str(row.id))
 
     @post(guards=[requires("keys:write")], operation_id="CreateApiKey", summary="Make an API key")

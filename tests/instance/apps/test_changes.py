@@ -237,6 +237,9 @@ async def test_a_dry_run_says_what_an_update_would_do_and_does_nothing(
     engine.come_back()
     answer = await admin.post(f"/api/apps/{app_id}/update?dry_run=true", json={"version": "9.9"})
     assert (answer.status_code, answer.json()["details"].keys()) == (422, {"version"})
+    # Without a body as with an empty one: to the newest.
+    bare = await admin.post(f"/api/apps/{app_id}/update?dry_run=true")
+    assert (bare.status_code, bare.json()["recreated"]) == (200, ["web"])
     assert await show(admin, app_id) == before
     assert len(await audited(app, app_id)) == records
     async with key_client(app, admin, ["apps:read"]) as reader:

@@ -182,7 +182,7 @@ async def test_what_is_refused_before_the_upgrade(
 
 async def test_a_plain_get_is_told_what_to_do(admin: httpx.AsyncClient, made: dict[str, Any]) -> None:
     answer = await admin.get(f"/api/apps/{made['id']}/exec")
-    assert (answer.status_code, answer.json()["code"]) == (426, "upgrade_required")
+    assert (answer.status_code, answer.json()["code"]) == (426, "websocket_required")
     assert answer.headers["upgrade"] == "websocket"
 
 

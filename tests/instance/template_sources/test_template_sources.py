@@ -92,7 +92,7 @@ async def add(client: httpx.AsyncClient, catalogue: Catalogue, **body: Any) -> d
 
 
 async def sync(client: httpx.AsyncClient, source: dict[str, Any], **body: Any) -> dict[str, Any]:
-    answer = await client.post(f"/api/template-sources/{source['id']}/sync", json=body)
+    answer = await client.post(f"/api/template-sources/{source['id']}/sync", json=body or None)
     assert answer.status_code == 200, answer.text
     return await ended(client, answer.json())
 
