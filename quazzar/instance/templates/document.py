@@ -215,11 +215,15 @@ def _check_health(reader: Reader, document: Document, found: Mapping[str, ReadSe
     for name, service in found.items():
         for one in service.spec.depends_on:
             target = found.get(one.service)
-            check = target.spec.healthcheck if target is not None else None
-            if one.condition == "service_healthy" and check is not None and check.test == ("NONE",):
-                line = document.services.entries[name].line
+            if one.condition != "service_healthy" or target is None:
+                continue
+            path, line = join(join("services", name), "depends_on"), document.services.entries[name].line
+            check = target.spec.healthcheck
+            if check is None:
+                reader.note(path, line, f"waits until {one.service} runs, where its image has no health check either")
+            elif check.test == ("NONE",):
                 said = f"{one.service} can never become healthy: its health check is switched off"
-                reader.problem(join(join("services", name), "depends_on"), line, said)
+                reader.problem(path, line, said)
 
 
 def _in_order(reader: Reader, document: Document, found: Mapping[str, ReadService]) -> tuple[ServiceSpec, ...]:

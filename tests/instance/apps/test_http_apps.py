@@ -67,6 +67,16 @@ async def test_unknown_apps_are_404(admin: httpx.AsyncClient, app_id: str) -> No
         assert (answer.status_code, answer.json()["code"]) == (404, "app_not_found"), path
 
 
+async def test_a_service_without_a_health_check_is_waited_for_until_it_runs(admin: httpx.AsyncClient) -> None:
+    text = web_file(unique("web")).replace("condition: service_started", "condition: service_healthy")
+    made = await add_template(admin, text)
+    assert made["notes"] == [
+        "services.web.depends_on waits until db runs, where its image has no health check either (line 14)"
+    ]
+    app = await install(admin, made["slug"], config={"admin_password": SECRET})
+    assert {one["name"]: one["status"] for one in app["services"]} == {"web": "running", "db": "running"}
+
+
 async def test_install_to_uninstall(app: RunningApp, admin: httpx.AsyncClient) -> None:
     slug = (await add_template(admin, web_file(unique("web"))))["slug"]
     name = unique("cloud")

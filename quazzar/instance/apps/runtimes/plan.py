@@ -72,15 +72,15 @@ def problem(held: Held, wanted: DependencySpec, *, waited: float, crashes: int) 
         case "service_started":
             return None
         case "service_healthy":
-            if state.health == "healthy":
+            # Neither the file nor the image says what healthy is: that it runs is all that can be told.
+            unchecked = held.health_deadline_seconds is None
+            if state.health == "healthy" or (unchecked and state.status == "running"):
                 return None
-            if held.health_deadline_seconds is None:
-                return "has no health check"
             if state.health == "unhealthy":
                 return "is unhealthy"
             if state.status in {"exited", "dead"}:
                 return f"exited with code {state.exit_code}"
-            if waited > held.health_deadline_seconds + HEALTH_EXTRA_SECONDS:
+            if not unchecked and waited > held.health_deadline_seconds + HEALTH_EXTRA_SECONDS:
                 return "did not get healthy in time"
         case "service_completed_successfully":
             if state.status in {"exited", "dead"}:

@@ -311,21 +311,25 @@ async def test_a_dependency_that_fails_is_named(lab: Lab) -> None:
     assert (await lab.one(spec.app_id, "web")).status == "running"
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"exit_code": 3, "healthcheck": HEALTH, "healthy_after": None}, "“db” exited with code 3, and “web” waits"),
-        ({}, "“db” has no health check, and “web” waits for it"),
-    ],
-)
-async def test_what_can_not_get_healthy_is_not_waited_for(lab: Lab, fields: dict[str, object], reason: str) -> None:
+async def test_what_can_not_get_healthy_is_not_waited_for(lab: Lab) -> None:
+    never = RestartSpec(policy="no")
     spec = app_spec(
-        lab.service("db", restart=RestartSpec(policy="no"), **fields),  # type: ignore[arg-type]
+        lab.service("db", restart=never, exit_code=3, healthcheck=HEALTH, healthy_after=None),
         lab.service("web", depends_on=(DependencySpec(service="db", condition="service_healthy"),)),
     )
     await lab.runtime.pull(spec, Progress())
-    with pytest.raises(DependencyFailed, match=reason):
+    with pytest.raises(DependencyFailed, match="“db” exited with code 3, and “web” waits"):
         await lab.runtime.up(spec, Progress())
+
+
+async def test_what_has_no_health_check_is_waited_for_until_it_runs(lab: Lab) -> None:
+    healthy = DependencySpec(service="db", condition="service_healthy")
+    spec = await lab.running(lab.service("db"), lab.service("web", depends_on=(healthy,)))
+    db, web = (await lab.state(spec.app_id)).services
+    assert (db.status, db.health, web.status) == ("running", "none", "running")
+    assert db.started_at is not None
+    assert web.started_at is not None
+    assert web.started_at >= db.started_at
 
 
 async def test_a_service_that_completes_runs_once(lab: Lab) -> None:
