@@ -153,6 +153,14 @@ async def test_bodies_that_can_not_be_read_and_fields_that_are_not_known(
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
+@_each(*(one for one in OPERATIONS if not one.has_body and one.method != "GET"))
+async def test_fields_are_not_passed_over_where_no_body_is_taken(callers: Callers, operation: Operation) -> None:
+    answer = await callers.ask(operation, json={"name_of_nothing": 1})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["details"] == {"name_of_nothing": "Unknown field"}
+    assert (await callers.ask(operation, json={})).status_code == 404
+
+
 @_each(*(one for one in OPERATIONS if one.is_paged and not one.about_one))
 async def test_the_edges_of_a_page(callers: Callers, operation: Operation) -> None:
     for limit in ("0", "201", "-1", "1.5", "ten", ""):

@@ -14,16 +14,26 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, ExceptionHandlersMap, Receive, Scope, Send
 
 from quazzar.core.idempotency import Pending
+from quazzar.core.schema import In, decode_body
+
+READS_BODY = "reads_body"
+
+
+class _Nothing(In):
+    """The body of a call that takes none."""
 
 
 class Endpoint(HTTPRouteHandler):
     """A handler with the per-request work of Litestar's own done once, or not at all.
 
     Guards get the handler itself, where the stock one is copied for each guard and request; exception handlers are
-    gathered from the layers once; and a plain answer leaves without a response object.
+    gathered from the layers once; and a plain answer leaves without a response object. A handler that takes no body
+    gets none with fields in it: what a caller wanted by them is not passed over. `opt={READS_BODY: True}` is for one
+    that reads its body by itself.
     """
 
     _gathered: "ExceptionHandlersMap | None" = None
+    _refuses_body: bool | None = None
 
     def resolve_exception_handlers(self) -> ExceptionHandlersMap:
         if self._gathered is None:
@@ -33,6 +43,11 @@ class Endpoint(HTTPRouteHandler):
     async def authorize_connection(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
         for guard in self.resolve_guards():
             await guard(connection, self)  # type: ignore[misc]
+        if self._refuses_body is None:
+            bare = self.parsed_data_field is None and READS_BODY not in self.opt
+            self._refuses_body = bare and "GET" not in self.http_methods
+        if self._refuses_body and isinstance(connection, Request) and (body := await connection.body()):
+            decode_body(body, _Nothing)
 
     async def to_response(self, app: Litestar, data: Any, request: Request[Any, Any, Any]) -> ASGIApp:
         """Build the answer, keep it when it has an `Idempotency-Key`, and commit the request's transaction."""

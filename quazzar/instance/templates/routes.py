@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.auth import principal_of, require_everything, requires
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
-from quazzar.core.routing import delete, get, post, put
+from quazzar.core.routing import READS_BODY, delete, get, post, put
 from quazzar.core.schema import decode_body
 from quazzar.instance.templates.schemas import EXAMPLE, TemplateIn, TemplateOut, TemplateSummary
 from quazzar.instance.templates.service import TemplateService, list_templates
@@ -108,6 +108,7 @@ class TemplateController(Controller):
         guards=[requires("templates:write")],
         operation_id="CreateTemplate",
         operation_class=_FileOperation,
+        opt={READS_BODY: True},
         summary="Add a template of one's own",
     )
     async def create_template(
@@ -125,6 +126,7 @@ class TemplateController(Controller):
         guards=[requires("templates:write")],
         operation_id="ReplaceTemplate",
         operation_class=_FileOperation,
+        opt={READS_BODY: True},
         summary="Add or replace a version of an own template",
     )
     async def replace_template(
