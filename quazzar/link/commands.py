@@ -32,6 +32,16 @@ Version = Annotated[
         examples=["1.22.3"],
     ),
 ]
+HostName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=253,
+        pattern=r"^(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])\Z",
+        extra=message("{label} must be a host name such as cloud.example.com"),
+        examples=["cloud.example.com"],
+    ),
+]
 # Twelve hex digits are what an engine prints for a container, and containers are not to be meant: such an app has
 # its id.
 AppRef = Annotated[
@@ -72,6 +82,7 @@ class InstallArgs(In, kw_only=True):
     config: Annotated[dict[ConfigKey, ConfigSetting], Meta(max_length=500)] = {}
     version: Version | None = None
     resources: ResourcesIn | None = None
+    domain: HostName | None = None
 
 
 class UpdateArgs(In, kw_only=True):

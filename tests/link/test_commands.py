@@ -48,7 +48,11 @@ def test_settings_of_all_kinds_are_taken() -> None:
         ("app.install", {"template": "a", "name": "a", "version": "; id"}, {"args.version"}),
         ("app.install", {"template": "a", "name": "a", "resources": {"cpus": 0}}, {"args.resources.cpus"}),
         ("app.install", {"template": "a", "name": "a", "resources": {"cpus": float("nan")}}, {"args"}),
-        ("app.install", {"template": "a", "name": "a", "domain": "example.com"}, {"args.domain"}),
+        (
+            "app.install",
+            {"template": "a", "name": "a", "domain": "a b", "hostname": "x"},
+            {"args.domain", "args.hostname"},
+        ),
         ("app.uninstall", {"app": "a", "keep_data": 1}, {"args.keep_data"}),
         ("instance.refresh", {"x": 1}, {"args.x"}),
         ("app.start", [], {"args"}),

@@ -10,21 +10,10 @@ from quazzar.core.schema import UNSET, In, Name, Out, UnsetType, message
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.room import Resource
 from quazzar.instance.apps.runtimes.base import Health, ServiceStats, Stream, Usage
-from quazzar.link.commands import MIB, ResourcesIn, TemplateName, Version
+from quazzar.link.commands import MIB, HostName, ResourcesIn, TemplateName, Version
 
 ConfigValue = Any
 """Text, number, truth value or null; the fields of the template say which."""
-
-HostName = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=253,
-        pattern=r"^(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])\Z",
-        extra=message("{label} must be a host name such as cloud.example.com"),
-        examples=["cloud.example.com"],
-    ),
-]
 
 
 class ResourcesPatch(In, kw_only=True):

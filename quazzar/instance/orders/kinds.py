@@ -31,6 +31,7 @@ async def _install(means: Means, args: InstallArgs) -> None:
             config=dict(args.config),
             version=args.version,
             resources=args.resources,
+            domain=args.domain,
         )
     )
 

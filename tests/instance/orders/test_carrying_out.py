@@ -37,6 +37,7 @@ async def test_an_app_is_installed_and_the_panel_hears_how(
     slug = (await add_template(admin, web_file(unique("web"))))["slug"]
     name = unique("app")
     args = {"template": slug, "name": name, "config": {"admin_password": SECRET}, "resources": {"pids": 50}}
+    args["domain"] = "cloud.example.com"
     order_id = await panel.order("app.install", args)
     end = await panel.end_of(order_id)
     assert (end.status, end.progress, end.error) == ("completed", 100, None)
@@ -44,7 +45,8 @@ async def test_an_app_is_installed_and_the_panel_hears_how(
     assert "Waiting for the services to be ready" in end.output
     made = await named(admin, name)
     assert made["status"] == "running"
-    assert (await show(admin, made["id"]))["resources"]["pids"] == 50
+    shown = await show(admin, made["id"])
+    assert (shown["resources"]["pids"], shown["domain"]) == (50, "cloud.example.com")
     sequences = [report.sequence for report in panel.of(order_id)]
     assert sequences == sorted(set(sequences))
     statuses = [report.status for report in panel.of(order_id)]
