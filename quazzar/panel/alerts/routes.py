@@ -16,7 +16,14 @@ from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, patch, post
 from quazzar.panel.alerts.models import AlertStatus
 from quazzar.panel.alerts.rules import RULE_ID, AlertRuleService
-from quazzar.panel.alerts.schemas import AlertMute, AlertOut, AlertRuleCreate, AlertRuleOut, AlertRuleUpdate
+from quazzar.panel.alerts.schemas import (
+    FOR_AN_HOUR,
+    AlertMute,
+    AlertOut,
+    AlertRuleCreate,
+    AlertRuleOut,
+    AlertRuleUpdate,
+)
 from quazzar.panel.alerts.service import ALERT_ID, AlertService
 from quazzar.panel.alerts.store import Wanted
 
@@ -102,9 +109,11 @@ class AlertController(Controller):
         status_code=200,
     )
     async def mute_alert(
-        self, alerts: NamedDependency[AlertService], alert_id: AlertId, data: JSONBody[AlertMute]
+        self, alerts: NamedDependency[AlertService], alert_id: AlertId, data: JSONBody[AlertMute] = FOR_AN_HOUR
     ) -> AlertOut:
-        """It holds for the next alert of the same rule and instance too. One that is over is 409 `alert_resolved`."""
+        """For an hour unless the body says otherwise. It holds for the next alert of the same rule and instance too.
+        One that is over is 409 `alert_resolved`.
+        """
         return AlertOut.of(await alerts.mute(alert_id, data))
 
 

@@ -227,7 +227,11 @@ class AlertOut(Out):
         return cls(**values, limit=row.limit_value)
 
 
-class AlertMute(In):
+class AlertMute(In, frozen=True):
     """How long nothing is told of the alert, nor of the next one of the same rule and instance; 0 ends it."""
 
-    duration_seconds: Annotated[int, Meta(ge=0, le=30 * _DAY, examples=[3_600])]
+    duration_seconds: Annotated[int, Meta(ge=0, le=30 * _DAY, examples=[3_600])] = _HOUR
+
+
+FOR_AN_HOUR = AlertMute()
+"""What a call without a body asks for."""
