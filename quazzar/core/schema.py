@@ -235,17 +235,26 @@ def _collect_union(value: Any, info: inspect.UnionType, path: str, label: str, p
                 return
         tags = ", ".join(str(choice.tag) for choice in tagged)
         problems[_join(path, tag_field)] = f"{_label(tag_field)} must be one of: {tags}"
+        # And what is wrong whichever of them was meant.
+        first, *others = [_attempt(value, choice, path, label) for choice in tagged]
+        problems |= {where: text for where, text in first.items() if all(where in other for other in others)}
         return
     attempts: list[dict[str, str]] = []
     for member in members:
-        attempt: dict[str, str] = {}
-        _collect(value, member, path, label, attempt)
+        attempt = _attempt(value, member, path, label)
         if not attempt:
             return
         attempts.append(attempt)
     if attempts:
         # The member of the right JSON type says most: its complaint is about the value, not the type.
         problems.update(next((a for a in attempts if not any(" must be a" in s for s in a.values())), attempts[0]))
+
+
+def _attempt(value: Any, info: inspect.Type, path: str, label: str) -> dict[str, str]:
+    """What would be wrong with `value` if it were to be of this member of a union."""
+    problems: dict[str, str] = {}
+    _collect(value, info, path, label, problems)
+    return problems
 
 
 _JSON_NAMES = {

@@ -116,6 +116,7 @@ def test_a_body_of_one_of_several_kinds_is_an_object_that_says_which() -> None:
     assert decode_body(b'{"kind": "dog", "name": "rex"}', pets) == Dog("rex")
     assert problems({"kind": "dog", "name": "", "lives": 9}, pets).keys() == {"name", "lives"}
     assert problems({"name": "rex"}, pets) == {"kind": "Kind must be one of: cat, dog"}
+    assert problems({"kind": "cow", "nmae": "rex"}, pets).keys() == {"kind", "nmae"}
     for body in (b"[]", b'"cat"', b"null", b"9"):
         with pytest.raises(InvalidJson):
             decode_body(body, pets)
