@@ -21,6 +21,14 @@ class CutOff(Exception):
     """A download ended before its end; the text is for the log."""
 
 
+def cut_off_in(error: BaseException) -> CutOff | None:
+    """The `CutOff` that `error` is, was raised from or groups; None for an error that is a fault."""
+    if isinstance(error, CutOff):
+        return error
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else (error.__cause__,)
+    return next((found for one in inner if one is not None and (found := cut_off_in(one)) is not None), None)
+
+
 def download(
     request: Request[Any, Any, Any],
     chunks: AsyncGenerator[bytes, None],

@@ -31,6 +31,7 @@ from quazzar.core.addresses import TrustedProxies, rate_key
 from quazzar.core.auth import Authenticator, Principal, Realm, authorization_of, current_principal
 from quazzar.core.bodies import Body, BodyRule
 from quazzar.core.cookies import credential, is_of_own_origin
+from quazzar.core.downloads import cut_off_in
 from quazzar.core.envelope import encode_error, error_headers, from_exception
 from quazzar.core.errors import AppError, Forbidden, RateLimited, Unauthorized, Unavailable
 from quazzar.core.exchange import NO_STORE, App, Exchange, Message, Receive, Scope, Send, next_request_id, number
@@ -361,6 +362,10 @@ class Gate:
         if exchange.head and exchange.finished:
             return
         answer = from_exception(error)
+        if exchange.status and (cut_off := cut_off_in(error)) is not None:
+            # On purpose, and a caller tells: a line, and nobody to look into it.
+            log.info("A download was cut off", request_id=exchange.id, path=scope["path"], reason=str(cut_off))
+            return
         if exchange.status or (answer.status >= 500 and not isinstance(answer, Unavailable)):
             log.error(
                 "Request failed" if not exchange.status else "An answer broke off",

@@ -2,12 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
+import structlog
+from litestar import Litestar, Request
+from litestar.response import Stream
 
 from quazzar.core import downloads
-from quazzar.core.downloads import CutOff, watched
+from quazzar.core.downloads import CutOff, cut_off_in, download, watched
+from quazzar.core.envelope import exception_handlers
+from quazzar.core.routing import get
 from quazzar.core.sse import Streams
+from tests.core.edge_app import toy_gate
+from tests.core.servers import serving
 
 
 class Source:
@@ -94,3 +102,39 @@ async def test_a_caller_who_leaves_ends_it() -> None:
     taking.cancel()
     await asyncio.gather(taking, return_exceptions=True)
     await asyncio.wait_for(source.closed.wait(), 5)
+
+
+@pytest.mark.parametrize("who", ["its caller", "us"])
+async def test_one_that_is_cut_off_is_no_fault_in_the_log(who: str) -> None:
+    source, cut = Source(), asyncio.Event()
+
+    @get("/api/file")
+    async def file(request: Request[Any, Any, Any]) -> Stream:
+        return download(request, source.chunks(), media_type="application/x-tar", name="x.tar", cut=cut)
+
+    app = Litestar([file], exception_handlers=exception_handlers, openapi_config=None, logging_config=None)
+    with structlog.testing.capture_logs() as lines:
+        async with serving(toy_gate(app)) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /api/file HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"xxx")
+            if who == "us":
+                cut.set()
+                while data := await reader.read(65536):
+                    assert not data.endswith(b"0\r\n\r\n"), "it has no end"
+            else:
+                writer.transport.abort()
+            await asyncio.wait_for(source.closed.wait(), 5)
+            writer.close()
+    told = [(line["event"], line["log_level"], line["reason"]) for line in lines if "reason" in line]
+    cut_off = ("A download was cut off", "info", "What is sent is not to be read any more")
+    assert told == ([cut_off] if who == "us" else [])
+    assert not [line for line in lines if "exc_info" in line or line["log_level"] in {"error", "critical"}]
+
+
+def test_a_fault_is_not_taken_for_one() -> None:
+    fault = RuntimeError("midway")
+    assert cut_off_in(ExceptionGroup("", [fault])) is None
+    wrapped = RuntimeError()
+    wrapped.__cause__ = ExceptionGroup("", [CutOff("gone")])
+    assert str(cut_off_in(wrapped)) == "gone"

@@ -109,9 +109,12 @@ class Scene:
 
     # Apps
 
+    def wish(self, version: str = "1.0") -> dict[str, Any]:
+        """The body that asks for an app of its own name."""
+        return {"template": self.slug, "name": unique("app"), "version": version}
+
     def install(self, version: str = "1.0") -> dict[str, Any]:
-        body = {"template": self.slug, "name": unique("app"), "version": version}
-        answer = self.http.post("/api/apps", json=body)
+        answer = self.http.post("/api/apps", json=self.wish(version))
         assert answer.status_code == 201, answer.text
         return self.running(answer.json()["id"])
 
@@ -308,6 +311,15 @@ class Scene:
     def gone(self, app_id: str) -> None:
         assert self.show(app_id) is None
         assert self.left_over(app_id) == []
+
+    def nothing_left(self) -> None:
+        """No app at all is there, nor anything that one had."""
+        assert self.http.get("/api/apps").json() == []
+        filters = {"filters": json.dumps({"label": ["io.quazzar.app"]})}
+        assert self.engine.ok("GET", "/containers/json", params={"all": "1"}) == []
+        assert self.engine.ok("GET", "/networks", params=filters) == []
+        assert self.engine.ok("GET", "/volumes", params=filters)["Volumes"] in (None, [])
+        assert self.rows("SELECT app_id, host_port FROM app_ports") == []
 
     def remove(self, app_id: str) -> None:
         assert self.http.delete(f"/api/apps/{app_id}?purge=true").status_code in {200, 204}

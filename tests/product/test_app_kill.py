@@ -61,6 +61,26 @@ def back_to_first(stage: Scene, app_id: str) -> None:
         assert stage.running(app_id)["version"] == "1.0"
 
 
+def test_killed_during_an_install(stage: Scene) -> None:
+    length = length_of(stage, "POST", "/api/apps", stage.wish())
+    [first] = stage.http.get("/api/apps").json()
+    stage.remove(first["id"])
+    went = {"made": 0, "not asked": 0}
+    for moment in moments(length, points()):
+        wish = stage.wish()
+        if random.random() < 0.5:
+            stage.forget_image("1.0")
+        answer = killed_at(stage, "POST", "/api/apps", wish, moment)
+        found = [one for one in stage.http.get("/api/apps").json() if one["name"] == wish["name"]]
+        assert found or answer is None or answer.status_code != 201, "an acknowledged install is gone"
+        for one in found:
+            stage.whole(one["id"], version="1.0", word="fresh")
+            stage.remove(one["id"])
+        stage.nothing_left()
+        went["made" if found else "not asked"] += 1
+    print(f"install: {points()} kills within {length:.1f} s: {went}")
+
+
 def test_killed_during_an_update(stage: Scene) -> None:
     app_id = stage.install()["id"]
     path = f"/api/apps/{app_id}/update"

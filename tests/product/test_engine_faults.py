@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from tests.components import DockerEngine, require
+from tests.components import DockerEngine, require, wait_for
 from tests.factories.apps import unique
 from tests.product.engine_line import EngineLine, When
 from tests.product.scene import SAMPLE, Scene, points, scene
@@ -65,10 +65,10 @@ class Stage:
         self.line = line
         self._live_restore = live_restore
 
-    def broken(self, name: FaultName, calls: int, app_id: str, operation: Callable[[], str]) -> None:
+    def broken(self, name: FaultName, calls: int, app_id: str | None, operation: Callable[[], str]) -> None:
         """Carry an operation out (which gives the job's id) while the engine has trouble at one of its calls.
 
-        `app_id` is the app that has to run afterwards.
+        `app_id` is the app that was there before and has to run afterwards.
         """
         trouble = Trouble(self.scene.engine, name)
         when: When = random.choice(["before", "after"])
@@ -83,7 +83,7 @@ class Stage:
         call = self.line.calls[number] if number < len(self.line.calls) else "none"
         what = f"{name} {when} {number} ({call})" if happened else "nothing"
         print(f"{what}: {job['kind']} {job['status']} {job['error'] or ''}")
-        if happened and not self._live_restore:
+        if happened and app_id is not None and not self._live_restore:
             self.scene.revive(app_id)
 
 
@@ -123,6 +123,33 @@ def calls_of(stage: Stage, operation: Callable[[], str]) -> int:
     job = stage.scene.job(operation())
     assert job["status"] == "completed", job
     return len(stage.line.calls)
+
+
+def test_install(stage: Stage, fault: FaultName) -> None:
+    found = stage.scene
+    made: list[str] = []
+
+    def install() -> str:
+        app = found.ask("POST", "/api/apps", found.wish())
+        made.append(app["id"])
+        return str(app["job_id"])
+
+    found.forget_image("1.0")
+    install_calls = calls_of(stage, install)
+    found.remove(made[-1])
+    for _ in range(points()):
+        found.forget_image("1.0")
+        stage.broken(fault, install_calls, None, install)
+        app = found.settled(made[-1])
+        assert app is not None
+        if app["status"] == "failed":
+            wait_for(lambda: found.left_over(made[-1]) == [], seconds=60, what="nothing of it")
+            found.ask("POST", f"/api/apps/{made[-1]}/start")
+        elif app["status"] != "running":
+            found.revive(made[-1])
+        found.whole(made[-1], version="1.0", word="fresh")
+        found.remove(made[-1])
+        found.nothing_left()
 
 
 def test_update_and_rollback(stage: Stage, fault: FaultName) -> None:
