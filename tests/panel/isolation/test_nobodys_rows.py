@@ -42,24 +42,33 @@ async def of_nobody(database: Database) -> None:
         audit(session, "wall.whisper")
         publish(session, Whispered())
         await enqueue(session, prune)
-        rows = [
-            (Session, {"id": new_id("ses"), "user_id": user.id, "expires_at": soon, "ip": "-", "user_agent": ""}),
-            (ApiKey, {"id": new_id("key"), "user_id": user.id, "name": "x", "key_hash": b"x", "prefix": "x"}),
-            (Invitation, {"id": new_id("inv"), "email": "a@example.com", "role": "viewer", "token_hash": b"x"}),
-            (NotificationChannel, {"id": new_id("chn"), "name": "x", "kind": "email", "to_addresses": ["a@b.c"]}),
-            (Webhook, {"id": webhook_id, "url": "x", "events": ["*"], "active": True, "start_position": 0}),
-            (WebhookDelivery, {"id": new_id("whd"), "webhook_id": webhook_id, "event_id": "x", "type": "x"}),
-        ]
-        more = {
-            Session: {"realm": "instance"},
-            ApiKey: {"suffix": "x", "scopes": ["*"], "expires_at": soon},
-            Invitation: {"realm": "instance", "expires_at": soon},
-            NotificationChannel: {"realm": "instance"},
-            Webhook: {"realm": "instance"},
-            WebhookDelivery: {"realm": "instance", "body": b"{}", "status": "pending", "tries": 0},
-        }
-        for table, values in rows:
-            await session.execute(insert(table).values(**values | more[table]))
+        here = {"realm": "instance"}
+        whose = {"user_id": user.id, "expires_at": soon}
+        for table, values in (
+            (Session, here | whose | {"id": new_id("ses"), "ip": "-", "user_agent": ""}),
+            (
+                ApiKey,
+                whose
+                | {"id": new_id("key"), "name": "x", "key_hash": b"x", "prefix": "x", "suffix": "x", "scopes": ["*"]},
+            ),
+            (
+                Invitation,
+                here
+                | {"id": new_id("inv"), "email": "a@b.c", "role": "viewer", "token_hash": b"x", "expires_at": soon},
+            ),
+            (
+                NotificationChannel,
+                here | {"id": new_id("chn"), "name": "x", "kind": "email", "to_addresses": ["a@b.c"]},
+            ),
+            (Webhook, here | {"id": webhook_id, "url": "x", "events": ["*"], "active": True, "start_position": 0}),
+            (
+                WebhookDelivery,
+                here
+                | {"id": new_id("whd"), "webhook_id": webhook_id, "event_id": "x", "type": "x"}
+                | {"body": b"{}", "status": "pending", "tries": 0},
+            ),
+        ):
+            await session.execute(insert(table).values(**values))
 
 
 @pytest.mark.parametrize("table", TABLES)
