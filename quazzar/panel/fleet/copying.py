@@ -34,10 +34,10 @@ async def encode(rows: Iterable[Row]) -> AsyncIterator[bytes]:
     that follow each other are cheapest.
     """
     parts = [_HEADER]
-    instance = moment = None
+    tenant = instance = moment = None
     for tenant_id, instance_id, app_id, at, measured in rows:
-        if instance_id is not instance:
-            instance = instance_id
+        if instance_id is not instance or tenant_id is not tenant:
+            tenant, instance = tenant_id, instance_id
             whose = _FIELDS + _text(tenant_id) + _text(instance_id)
         if at is not moment:
             moment = at

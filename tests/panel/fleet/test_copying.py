@@ -45,6 +45,8 @@ async def test_one_of_each_kind(database_urls: DatabaseUrls) -> None:
         ("ten_2", "ins_2", "ü", other, [5e-324]),
         ("ten_2", "ins_2", "ü", NOW, [None]),
         ("ten_1", "ins_1", "", NOW, [3]),
+        # The very same text for the instance, and yet not the same tenant's.
+        ("ten_2", "ins_1", "", NOW, [4]),
     ]
     await compare(database_urls.owner, rows)
 
