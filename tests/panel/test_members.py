@@ -14,7 +14,7 @@ from quazzar.invitations import store as invitations
 from quazzar.link.tokens import parse_token
 from quazzar.panel.fleet.store import use_token
 from tests.conftest import PASSWORD
-from tests.factories.accounts import MadeUser, bearer, headers_of, make_colleague, make_member
+from tests.factories.accounts import MadeUser, bearer, headers_of, join, make_colleague, make_member
 
 API = "/panel/api"
 MEMBERS = f"{API}/members"
@@ -307,6 +307,35 @@ async def test_whoever_is_removed_lets_no_server_in(
     digest = parse_token(gone["token"]).digest
     async with database.begin(tenant=ada.tenant_id) as session:
         assert await use_token(session, ada.tenant_id or "", digest) is None
+
+
+async def test_whoever_is_removed_from_an_msp_leaves_no_door_open_at_its_clients(
+    client: httpx.AsyncClient, ada: MadeUser, owner: Headers, database: Database
+) -> None:
+    await client.patch(f"{API}/tenants/{ada.tenant_id}", json={"kind": "msp"}, headers=owner)
+    body = {"name": "Client", "kind": "client", "parent_access": "admin"}
+    clients = [(await client.post(f"{API}/tenants", json=body, headers=owner)).json()["id"] for _ in range(2)]
+    grace, hers = await colleague(client, database, ada, "admin")
+    # Into the first she comes from the parent; to the second she belongs herself, and stays.
+    await join(database, grace, clients[1], "admin")
+    doors, tokens = [], []
+    for tenant_id in clients:
+        switched = await client.post(f"{API}/auth/switch-tenant", json={"tenant_id": tenant_id}, headers=hers)
+        hers = bearer(switched.json()["access_token"])
+        doors.append(await invite(client, hers, address(), "admin"))
+        made = await client.post(f"{API}/fleet/tokens", json={"name": "kept"}, headers=hers)
+        tokens.append(parse_token(made.json()["token"]).digest)
+    path = f"{MEMBERS}/{await member_id(client, owner, grace)}"
+    assert (await client.delete(path, headers=owner)).status_code == 204
+    statuses = [(await accept(client, door, name="G", password=PASSWORD)).status_code for door in doors]
+    assert statuses == [404, 200]
+    used = []
+    for tenant_id, digest in zip(clients, tokens, strict=True):
+        async with database.begin(tenant=tenant_id) as session:
+            used.append(await use_token(session, tenant_id, digest) is not None)
+    assert used == [False, True]
+    # The rest of the call was still about the parent.
+    assert (await happened(database, ada.tenant_id))[-1] == "member.removed"
 
 
 async def test_members_of_the_parent_are_not_the_clients_to_promote(

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts.process import Accounts
 from quazzar.core.auth import Principal
+from quazzar.core.db import set_scope
 from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.paging import Page
 from quazzar.core.records import audit, publish
@@ -136,8 +137,8 @@ class MemberService:
     async def delete(self, member_id: str) -> None:
         """Remove a member, take an invitation back, or leave: whoever is a member may do that.
 
-        With a member go their sessions and keys here, the invitations that they made and that nobody has accepted yet,
-        and their registration tokens.
+        With a member go their sessions and keys, the invitations that they made and that nobody has accepted yet, and
+        their registration tokens; here, and in the client tenants that they came into from here.
         Raises `MemberNotFound`, `LastOwner`, `PermissionExceeded`, and `Forbidden` for others than oneself.
         """
         await self._tenants.lock(self._tenant_id)
@@ -155,11 +156,26 @@ class MemberService:
             return
         if before.role == OWNER:
             await self._check_owners()
-        await self._invitations.revoke_of(before.user_id)
-        await revoke_tokens_of(self._session, self._tenant_id, before.user_id)
+        await self._take_back(before.user_id)
         await store.delete_member(self._session, self._tenant_id, member_id)
         await self._forget(before.user_id)
         publish(self._session, MemberRemoved(member_id=member_id, user_id=before.user_id), subject=member_id)
+
+    async def _take_back(self, user_id: str) -> None:
+        """What a member has made to let others in, or themselves again."""
+        session, me = self._session, self._principal.user_id
+        for client_id in await self._tenants.clients_of(self._tenant_id):
+            await set_scope(session, tenant=client_id, user=me)
+            place = await store.get_member_of(session, client_id, user_id)
+            if place is not None and place.parent_id is not None:
+                await self._take_back_in(client_id, user_id)
+        await set_scope(session, tenant=self._tenant_id, user=me)
+        await self._take_back_in(self._tenant_id, user_id)
+
+    async def _take_back_in(self, tenant_id: str, user_id: str) -> None:
+        place = Place("panel", tenant_id)
+        await InvitationService(self._session, self._accounts.settings, place).revoke_of(user_id)
+        await revoke_tokens_of(self._session, tenant_id, user_id)
 
     async def _get(self, member_id: str) -> Any:
         """A member or an open invitation, locked. Raises `MemberNotFound`."""

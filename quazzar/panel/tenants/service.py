@@ -81,6 +81,10 @@ class TenantService:
             return None
         return Place(row, row.parent_access, common(granted, permissions_of(row.parent_access)), None)
 
+    async def clients_of(self, tenant_id: str) -> Sequence[str]:
+        """The ids of the client tenants; the transaction's scope must be the tenant."""
+        return await store.find_client_ids(self._session, tenant_id)
+
     async def lock(self, tenant_id: str) -> None:
         """Let what is counted or decided per tenant be done one call after the other."""
         await store.get_tenant(self._session, tenant_id, lock=True)
