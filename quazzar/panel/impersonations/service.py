@@ -10,7 +10,7 @@ from quazzar.accounts.login import LoginService
 from quazzar.core.auth import Principal
 from quazzar.core.ids import new_id
 from quazzar.core.records import Caller, audit, publish
-from quazzar.link.impersonation import new_impersonation
+from quazzar.link.impersonation import MOST_REASON, new_impersonation
 from quazzar.panel.accounts.schemas import PanelMeOut
 from quazzar.panel.fleet.process import Fleet
 from quazzar.panel.fleet.service import FleetService
@@ -89,6 +89,9 @@ class ImpersonationService:
 
 
 def _name(profile: PanelMeOut) -> str:
-    """How admins of the instance see who it was; control characters are none in either part."""
-    user = profile.user
-    return f"{user.name} <{user.email}>"[:300]
+    """How admins of the instance see who it was. The address is whole and comes last, whatever somebody calls
+    themselves, and nothing in a name turns the direction of what is read.
+    """
+    address = f" <{profile.user.email}>"
+    plain = "".join(letter if letter.isprintable() else " " for letter in profile.user.name)
+    return plain[: MOST_REASON - len(address)] + address

@@ -8,16 +8,19 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import msgspec
 import pyotp
 import pytest
 from sqlalchemy import text
 
 from quazzar.core.db import Database
-from quazzar.link.impersonation import open_impersonation
+from quazzar.link.impersonation import MOST_REASON, open_impersonation
 from quazzar.link.messages import Deed, Deeds, LinkProblem, Noted, pack, unpack_from_instance
+from quazzar.panel.accounts.schemas import PanelMeOut
 from quazzar.panel.fleet.authority import Authority
 from quazzar.panel.impersonations import noting
 from quazzar.panel.impersonations.noting import note
+from quazzar.panel.impersonations.service import _name
 from tests.conftest import PASSWORD, RunningApp
 from tests.factories.accounts import MadeUser, bearer, headers_of, log_in, make_colleague, make_member
 from tests.factories.panel import make_instance
@@ -131,6 +134,40 @@ async def test_a_token_for_this_instance_and_where_to_take_it(
     assert body["token"] not in str(events)
     shown = (await client.get(f"{API}/fleet/instances/{instance}", headers=ada.headers)).json()
     assert shown["url"] == "https://os.example.com/q/"
+
+
+async def test_nobody_calls_themselves_somebody_else(
+    client: httpx.AsyncClient, ada: Person, instance: str, authority: Authority
+) -> None:
+    """However long a name is, the address stands behind it whole."""
+    name = "Root <root@corp.example>\u202e" + " " * 175
+    assert (await client.put(f"{API}/auth/profile", json={"name": name}, headers=ada.headers)).status_code == 200
+    answer = await ask(client, ada.headers, instance, code=ada.code())
+    key, now = authority.signing_public_key, datetime.now(UTC)
+    shown = open_impersonation(answer.json()["token"], key, instance_id=instance, now=now).act.name
+    assert shown.endswith(f" <{ada.user.name}>")
+    assert "\u202e" not in shown
+    assert _name(called("x" * 200, f"{'a' * 64}@{'b.' * 90}example.com")).endswith(".example.com>")
+    assert len(_name(called("x" * 200, f"{'a' * 64}@{'b.' * 90}example.com"))) == MOST_REASON
+
+
+def called(name: str, email: str) -> PanelMeOut:
+    user: dict[str, Any] = {
+        "id": "usr_x",
+        "timezone": "UTC",
+        "created_at": "2026-01-01T00:00:00Z",
+        "last_login_at": None,
+    }
+    user |= {"email": email, "name": name, "totp_enabled": True, "email_verified": True}
+    tenant: dict[str, Any] = {
+        "id": "ten_x",
+        "name": "x",
+        "kind": "standard",
+        "parent_id": None,
+        "parent_access": "none",
+    }
+    tenant |= {"created_at": "2026-01-01T00:00:00Z"}
+    return msgspec.convert({"user": user, "tenant": tenant, "role": "owner", "permissions": ["*"]}, PanelMeOut)
 
 
 async def test_a_code_stands_for_five_minutes_in_its_session_alone(
