@@ -138,8 +138,8 @@ async def test_create_show_change_delete(
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
-        ({}, {"kind"}),
-        ({"kind": "pager"}, {"kind"}),
+        ({}, {"kind", "name"}),
+        ({"kind": "pager"}, {"kind", "name"}),
         ({"kind": "webhook"}, {"name", "url"}),
         ({"kind": "email"}, {"name", "to"}),
         ({"kind": "webhook", "name": "x", "url": HOOK, "to": [], "secret": "mine"}, {"to", "secret"}),
