@@ -35,7 +35,7 @@ class Operation:
 
     @property
     def public(self) -> bool:
-        return self.said["security"] == []
+        return not self.said["security"]
 
     @property
     def about_one(self) -> bool:

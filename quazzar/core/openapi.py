@@ -26,7 +26,7 @@ from quazzar.core.errors import (
 )
 from quazzar.core.http import JsonRequest
 from quazzar.core.routing import Endpoint
-from quazzar.core.schema import In
+from quazzar.core.schema import In, OptionalIn
 
 _HEADERS: dict[str, Any] = {
     "X-Request-Id": {"schema": {"type": "string"}, "description": "The id of this request, as it stands in the log."},
@@ -273,7 +273,7 @@ def _strict_bodies() -> set[str]:
             yield child
             yield from below(child)
 
-    return {kind.__name__ for kind in below(In)}
+    return {kind.__name__ for base in (In, OptionalIn) for kind in below(base)}
 
 
 def _tidy(value: Any) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "Line",
     "Meta",
     "Name",
+    "OptionalIn",
     "Out",
     "Text",
     "UnsetType",
@@ -31,6 +32,10 @@ T = TypeVar("T")
 
 class In(msgspec.Struct, forbid_unknown_fields=True):
     """A request body: unknown fields are errors. A field that PATCH may leave out is `T | UnsetType = UNSET`."""
+
+
+class OptionalIn(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """As `In`, of a request that may come without a body: the handler's default, which is why it may not change."""
 
 
 class Out(msgspec.Struct):

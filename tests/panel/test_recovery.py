@@ -334,8 +334,8 @@ async def test_another_link_to_confirm(app: RunningApp, client: httpx.AsyncClien
     for nobody in ({}, bearer("x")):
         answer = await client.post(f"{AUTH}/verify-email", json={}, headers=nobody)
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
-    for body in ({}, None):
-        assert (await client.post(f"{AUTH}/verify-email", json=body, headers=headers)).status_code == 204
+    assert (await client.post(f"{AUTH}/verify-email", json={}, headers=headers)).status_code == 204
+    assert (await client.post(f"{AUTH}/verify-email", headers=headers)).status_code == 204
     mails = await box.wait_for(ada.name, 2)
     reset_token = await token_for(client, box, ada)
     wrong = await client.post(f"{AUTH}/verify-email", json={"token": reset_token})

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from quazzar.core.schema import UNSET, In, Name, Out, UnsetType, message
+from quazzar.core.schema import UNSET, In, Name, OptionalIn, Out, UnsetType, message
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.room import Resource
 from quazzar.instance.apps.runtimes.base import Health, ServiceStats, Stream, Usage
@@ -91,7 +91,7 @@ class AppPatch(In, kw_only=True):
     auto_update: AutoUpdateIn | None | UnsetType = UNSET
 
 
-class AppUpdate(In, kw_only=True, frozen=True):
+class AppUpdate(OptionalIn, kw_only=True, frozen=True):
     """To `version`, else to the newest. `config` is for fields that the new version has and the present one has not."""
 
     version: Version | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from quazzar.core.schema import In, Meta, Name, Out
+from quazzar.core.schema import In, Meta, Name, OptionalIn, Out
 
 MOST_TEMPLATES = 1000
 
@@ -33,7 +33,7 @@ class TemplateSourceCreate(In):
     digest: Digest | None = None
 
 
-class TemplateSourceSync(In, frozen=True):
+class TemplateSourceSync(OptionalIn, frozen=True):
     """`digest` names the new index of a source that is pinned by digest."""
 
     digest: Digest | None = None

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from quazzar.accounts.schemas import NewPassword, OpaqueToken, Password, UserId
 from quazzar.accounts.store import Person
-from quazzar.core.schema import UNSET, Email, In, Line, Out, UnsetType
+from quazzar.core.schema import UNSET, Email, In, Line, OptionalIn, Out, UnsetType
 from quazzar.panel.tenants.schemas import TenantId, TenantOut
 
 TimezoneName = Annotated[
@@ -43,7 +43,7 @@ class PasswordReset(In):
     token: Annotated[OpaqueToken | UnsetType, Meta(description="Of the link; without it: 401")] = UNSET
 
 
-class EmailVerification(In, frozen=True):
+class EmailVerification(OptionalIn, frozen=True):
     """With the token of a link: confirms the address. Without, by a caller who is logged in: sends a link."""
 
     token: OpaqueToken | UnsetType = UNSET

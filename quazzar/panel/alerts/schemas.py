@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from quazzar.alerts.events import Severity
-from quazzar.core.schema import UNSET, In, Line, Out, UnsetType, message
+from quazzar.core.schema import UNSET, In, Line, OptionalIn, Out, UnsetType, message
 from quazzar.link.metrics import HostMetric
 from quazzar.panel.accounts.schemas import TimezoneName
 from quazzar.panel.alerts.models import AlertStatus, RuleKind
@@ -227,7 +227,7 @@ class AlertOut(Out):
         return cls(**values, limit=row.limit_value)
 
 
-class AlertMute(In, frozen=True):
+class AlertMute(OptionalIn, frozen=True):
     """How long nothing is told of the alert, nor of the next one of the same rule and instance; 0 ends it."""
 
     duration_seconds: Annotated[int, Meta(ge=0, le=30 * _DAY, examples=[3_600])] = _HOUR

@@ -73,14 +73,14 @@ def problem(held: Held, wanted: DependencySpec, *, waited: float, crashes: int) 
             return None
         case "service_healthy":
             # Neither the file nor the image says what healthy is: that it runs is all that can be told.
-            unchecked = held.health_deadline_seconds is None
-            if state.health == "healthy" or (unchecked and state.status == "running"):
+            deadline = held.health_deadline_seconds
+            if state.health == "healthy" or (deadline is None and state.status == "running"):
                 return None
             if state.health == "unhealthy":
                 return "is unhealthy"
             if state.status in {"exited", "dead"}:
                 return f"exited with code {state.exit_code}"
-            if not unchecked and waited > held.health_deadline_seconds + HEALTH_EXTRA_SECONDS:
+            if deadline is not None and waited > deadline + HEALTH_EXTRA_SECONDS:
                 return "did not get healthy in time"
         case "service_completed_successfully":
             if state.status in {"exited", "dead"}:
