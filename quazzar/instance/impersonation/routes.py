@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from litestar import Controller, Request, Response
+from litestar import Controller, MediaType, Request, Response
 from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.openapi.datastructures import ResponseSpec
@@ -41,7 +41,9 @@ class ImpersonationController(Controller):
         summary="Open a session by a token of the panel",
         responses={303: ResponseSpec(None, description="The session is open", generate_examples=False)},
     )
-    async def open_session(self, impersonations: NamedDependency[ImpersonationService], token: Token) -> Response[None]:
+    async def open_session(
+        self, impersonations: NamedDependency[ImpersonationService], token: Token
+    ) -> Response[bytes]:
         """The only place where a token in an address counts: signed by this server's panel for this server, at most 60
         seconds old, used once. Sets a cookie for 15 minutes, which can't be prolonged and counts from the same
         address only, and leads on to the reference. Requests that change something need the cookie and a sign that a
@@ -52,7 +54,8 @@ class ImpersonationController(Controller):
         factor, API keys, secrets and the link to the panel: 403 `impersonation_denied`.
         """
         cookie = await impersonations.open(token)
-        return Response(None, headers={"Location": LANDING, "Set-Cookie": cookie, **NO_REFERRER})
+        headers = {"Location": LANDING, "Set-Cookie": cookie, **NO_REFERRER}
+        return Response(b"", media_type=MediaType.TEXT, headers=headers)
 
 
 handlers: list[ControllerRouterHandler] = [ImpersonationController]

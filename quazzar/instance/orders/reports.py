@@ -9,7 +9,9 @@ from quazzar.link.messages import MOST_OUTPUT
 
 def sentence(error: AppError) -> str:
     """The reason of a refusal, with what is wrong with each field."""
-    return clean_line(" ".join([error.message, *(f"{name}: {text}" for name, text in error.details.items())]))
+    # The field comes last: what stands behind `password:` looks like one, and would be masked.
+    wrong = "; ".join(f"{text} ({name})" for name, text in error.details.items())
+    return clean_line(f"{error.message}: {wrong}" if wrong else error.message)
 
 
 def output_of(lines: Sequence[str]) -> str | None:

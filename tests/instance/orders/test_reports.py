@@ -8,8 +8,9 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from quazzar.core.errors import AppError, Invalid
 from quazzar.core.ids import new_id
-from quazzar.instance.orders.reports import output_of
+from quazzar.instance.orders.reports import output_of, sentence
 from quazzar.link.messages import MOST_OUTPUT, Report, Reported
 from tests.conftest import RunningApp
 from tests.factories.apps import add_one, begin_install, engine_of, install, show, unique, until
@@ -226,3 +227,11 @@ async def test_what_an_app_prints_can_not_play_tricks(
     assert end.output is not None
     assert not set("\x1b\r\x00\u202e") & set(end.output)
     assert "\ttab" in end.output
+
+
+def test_a_refusal_names_its_fields_and_is_not_taken_for_a_secret() -> None:
+    details = {"config.admin_password": "Admin password is required", "config.no": "Unknown field"}
+    assert sentence(Invalid(details=details)) == (
+        "Validation failed: Admin password is required (config.admin_password); Unknown field (config.no)"
+    )
+    assert sentence(AppError("It is gone")) == "It is gone"
