@@ -54,6 +54,7 @@ from quazzar.events.routes import handlers as event_handlers
 from quazzar.health.routes import handlers as health_handlers
 from quazzar.instance.apps.adopting import Adoptions
 from quazzar.instance.apps.auto_updating import AutoUpdater
+from quazzar.instance.apps.claims import Claims
 from quazzar.instance.apps.disks import DiskMeter
 from quazzar.instance.apps.exec import Terminals
 from quazzar.instance.apps.exec_routes import ExecController
@@ -253,7 +254,7 @@ class Application:
         first: list[_Part] = []
         if self._runtime is not None:
             resources[RUNTIME] = self._runtime
-            first = [Adoptions(database, self._runtime)]
+            first = [Adoptions(database, self._runtime), Claims(database, keyring)]
             limits = settings.runtime
             self._reconciler = Reconciler(database, self._runtime)
             self._terminals = Terminals(

@@ -177,5 +177,5 @@ class MachineWatch:
 
 
 def claim_from(stored: Any) -> Claim:
-    """A claim as it stands in a row; apps from before there were claims reserve nothing until they are changed."""
+    """A claim as it stands in a row; nothing where it could not be worked out."""
     return msgspec.convert(stored or {}, Claim)

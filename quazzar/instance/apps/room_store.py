@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.instance.apps.models import App
 from quazzar.instance.apps.room import Claim, claim_from
+from quazzar.instance.apps.store import HELD, Held
 
 # An install that failed has taken everything away again. What is installed is on the disk, where it is not free.
 _SUM = text(
@@ -42,6 +43,12 @@ async def get_claim(session: AsyncSession, app_id: str) -> Claim:
 
 async def set_claim(session: AsyncSession, app_id: str, claim: dict[str, Any]) -> None:
     await session.execute(update(App).where(App.id == app_id).values(claim=claim))
+
+
+async def find_unclaimed(session: AsyncSession) -> list[Held]:
+    """The apps whose claim was never written down, also those in the trash, locked."""
+    statement = select(*HELD).where(App.claim == {}).order_by(App.id).with_for_update()
+    return [Held(*row) for row in await session.execute(statement)]
 
 
 async def find_images(session: AsyncSession) -> set[str]:

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
@@ -117,3 +119,30 @@ async def test_in_the_middle_of_a_clone(host: Host, step: str) -> None:
         assert source["config"] == app["config"]
         assert host.engine.contents[made["id"], "data"] == b"what people wrote"
         assert host.containers(app["id"]) == host.containers(made["id"]) == 2
+
+
+async def test_what_an_app_of_a_former_release_reserves_is_worked_out_at_the_start(
+    host: Host, database: Database
+) -> None:
+    async def claims() -> dict[str, Any]:
+        async with database.begin() as session:
+            return {row.id: row.claim for row in await session.execute(text("SELECT id, claim FROM apps"))}
+
+    async with host.process() as client:
+        slug = await web_template(client)
+        config = {"admin_password": SECRET}
+        limited = await install(client, slug, config=config, resources={"memory_bytes": 64 * 1024**2, "cpus": 0.5})
+        trashed = await install(client, slug, config=config)
+        unreadable = await install(client, slug, config=config)
+        assert (await client.delete(f"/api/apps/{trashed['id']}")).status_code == 204
+        before = await claims()
+    async with database.begin() as session:
+        await session.execute(text("UPDATE apps SET claim = '{}'"))
+        broken = text("UPDATE apps SET secrets = decode('00', 'hex') WHERE id = :id")
+        await session.execute(broken, {"id": unreadable["id"]})
+    async with host.process():
+        after = await claims()
+        assert after[unreadable["id"]] == {}, "and we have started all the same"
+        assert before[limited["id"]]["memory_limit_bytes"] > 0
+        for one in (limited, trashed):
+            assert after[one["id"]] | {"disk_bytes": 0} == before[one["id"]] | {"disk_bytes": 0}
