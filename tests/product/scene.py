@@ -9,6 +9,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -250,6 +251,18 @@ class Scene:
         found = self.engine.ok("GET", f"/distribution/{self.host}/web:{version}/json")
         digest: str = found["Descriptor"]["digest"]
         return digest
+
+    @contextlib.contextmanager
+    def full_disk(self, *, but_bytes: int) -> Iterator[None]:
+        """The engine's disk, which has to be one of its own, is full but for some bytes."""
+        folder = self.engine.folder / "data"
+        filler = folder / "filler"
+        try:
+            with filler.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - but_bytes)
+            yield
+        finally:
+            filler.unlink()
 
     # What has to hold
 

@@ -3,8 +3,6 @@ full, people who cancel or ask for two things at once. The app runs on, or runs 
 """
 
 import contextlib
-import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -170,19 +168,6 @@ def test_two_at_once_and_one_is_taken(stage: Scene, before: Before) -> None:
 
 
 @contextlib.contextmanager
-def full(stage: Scene, *, but_bytes: int) -> Iterator[None]:
-    """The engine's disk is full but for some bytes."""
-    folder = stage.engine.folder / "data"
-    filler = folder / "filler"
-    try:
-        with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - but_bytes)
-        yield
-    finally:
-        filler.unlink()
-
-
-@contextlib.contextmanager
 def asked_before(stage: Scene, before: Before) -> Iterator[str]:
     """An update that is accepted, and does not get on within the block."""
     stage.engine.freeze()
@@ -193,7 +178,7 @@ def asked_before(stage: Scene, before: Before) -> Iterator[str]:
 
 
 def test_a_disk_without_room_is_told_before_anything_is_done(stage: Scene, before: Before) -> None:
-    with full(stage, but_bytes=1024**3):
+    with stage.full_disk(but_bytes=1024**3):
         plan = stage.ask("POST", f"{before.path}/update?dry_run=true", {"version": "2.0"})
         assert plan["refusals"].keys() == {"disk_bytes"}
         refused = stage.http.post(f"{before.path}/update", json={"version": "2.0"})
@@ -206,7 +191,7 @@ def test_a_disk_without_room_is_told_before_anything_is_done(stage: Scene, befor
 def test_a_disk_that_fills_in_a_pull(stage: Scene, before: Before) -> None:
     with contextlib.ExitStack() as block:
         with asked_before(stage, before) as job_id:
-            block.enter_context(full(stage, but_bytes=1024 * 1024))
+            block.enter_context(stage.full_disk(but_bytes=1024 * 1024))
         job = stage.job(job_id)
         assert job["status"] == "failed"
         assert job["error"].startswith(f"The disk of the engine is full (image {stage.host}/web@sha256:")
@@ -219,7 +204,7 @@ def test_a_disk_that_fills_in_the_copy_of_the_data(stage: Scene, before: Before)
     (volume / "large").write_bytes(bytes(24 * 1024 * 1024))
     with contextlib.ExitStack() as block:
         with asked_before(stage, before) as job_id:
-            block.enter_context(full(stage, but_bytes=16 * 1024 * 1024))
+            block.enter_context(stage.full_disk(but_bytes=16 * 1024 * 1024))
         job = stage.job(job_id)
         assert (job["status"], job["error"]) == ("failed", "The disk of the engine is full")
         before.is_whole()

@@ -291,3 +291,20 @@ async def test_an_update_needs_room_for_new_images_and_a_copy_of_the_data(
     await set_machine(app, disk_free_bytes=DISK_RESERVE_BYTES + needed)
     assert await updater.look(datetime.now(UTC)) == made["id"]
     assert (await until(admin, made["id"], "running", seconds=30))["version"] == "2.0"
+
+
+async def test_the_way_back_is_never_refused(app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine) -> None:
+    """It ran like that before, and what runs now may not be well."""
+    slug = await small(admin, "512m")
+    newer = SMALL.replace("SLUG", slug).replace("LIMIT", "64m").replace('"1"', '"2"')
+    assert (await admin.put(f"/api/templates/{slug}", json={"compose": newer})).status_code == 200
+    made = await install(admin, slug, version="1")
+    path = f"/api/apps/{made['id']}"
+    assert (await admin.post(f"{path}/update", json={})).status_code == 200
+    assert (await until(admin, made["id"], "running"))["version"] == "2"
+    await room_for(app, 0)
+    before = await reserved(app, "memory_limit_bytes")
+    no_room(await admin.post(f"{path}/clone", json={"name": unique()}), "memory_limit_bytes")
+    assert (await admin.post(f"{path}/rollback")).status_code == 200
+    assert (await until(admin, made["id"], "running"))["version"] == "1"
+    assert await reserved(app, "memory_limit_bytes") == before + 448 * MIB, "others are told that it has it"
