@@ -18,6 +18,8 @@ from tests.product.scene import SAMPLE, Scene, points, scene
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400), pytest.mark.component("docker")]
 
 FaultName = Literal["killed", "frozen", "restarted"]
+Step = tuple[int, When]
+WHENS: tuple[When, When] = ("before", "after")
 GONE_SECONDS = 1.0
 FROZEN_SECONDS = 6.0
 """Longer than a quick call waits, shorter than one that makes the engine work."""
@@ -59,20 +61,27 @@ class Trouble:
         return True
 
 
+def steps(calls: int) -> Iterator[Step]:
+    """Before and after each of so many calls, in no order and again and again: a full campaign leaves none out."""
+    every: list[Step] = [(number, when) for number in range(calls) for when in WHENS]
+    while True:
+        random.shuffle(every)
+        yield from every
+
+
 class Stage:
     def __init__(self, found: Scene, line: EngineLine, *, live_restore: bool) -> None:
         self.scene = found
         self.line = line
         self._live_restore = live_restore
 
-    def broken(self, name: FaultName, calls: int, app_id: str | None, operation: Callable[[], str]) -> None:
+    def broken(self, name: FaultName, step: Step, app_id: str | None, operation: Callable[[], str]) -> None:
         """Carry an operation out (which gives the job's id) while the engine has trouble at one of its calls.
 
         `app_id` is the app that was there before and has to run afterwards.
         """
         trouble = Trouble(self.scene.engine, name)
-        when: When = random.choice(["before", "after"])
-        number = random.randrange(calls)
+        number, when = step
         self.line.arm(number, when, trouble)
         try:
             job_id = operation()
@@ -117,12 +126,13 @@ def fault(request: pytest.FixtureRequest) -> FaultName:
     return name
 
 
-def calls_of(stage: Stage, operation: Callable[[], str]) -> int:
-    """How many calls an operation makes when nothing breaks it."""
+def steps_of(stage: Stage, operation: Callable[[], str]) -> Iterator[Step]:
+    """The steps of an operation when nothing breaks it."""
     stage.line.count()
     job = stage.scene.job(operation())
     assert job["status"] == "completed", job
-    return len(stage.line.calls)
+    print(f"{job['kind']}: {len(stage.line.calls)} calls")
+    return steps(len(stage.line.calls))
 
 
 def test_install(stage: Stage, fault: FaultName) -> None:
@@ -135,11 +145,11 @@ def test_install(stage: Stage, fault: FaultName) -> None:
         return str(app["job_id"])
 
     found.forget_image("1.0")
-    install_calls = calls_of(stage, install)
+    install_steps = steps_of(stage, install)
     found.remove(made[-1])
     for _ in range(points()):
         found.forget_image("1.0")
-        stage.broken(fault, install_calls, None, install)
+        stage.broken(fault, next(install_steps), None, install)
         app = found.settled(made[-1])
         assert app is not None
         if app["status"] == "failed":
@@ -164,19 +174,19 @@ def test_update_and_rollback(stage: Stage, fault: FaultName) -> None:
         return str(found.ask("POST", f"{path}/rollback")["job_id"])
 
     found.forget_image("2.0")
-    update_calls = calls_of(stage, lambda: update("2.0"))
-    rollback_calls = calls_of(stage, rollback)
+    update_steps = steps_of(stage, lambda: update("2.0"))
+    rollback_steps = steps_of(stage, rollback)
     for _ in range(points()):
         word = found.fresh_word(app_id)
         found.forget_image("2.0")
-        stage.broken(fault, update_calls, app_id, lambda: update("2.0"))
+        stage.broken(fault, next(update_steps), app_id, lambda: update("2.0"))
         version = found.running(app_id)["version"]
         found.whole(app_id, version=version, word=word if version == "1.0" else f"2:{word}")
         if version == "1.0":
             assert found.job(update("2.0"))["status"] == "completed"
             found.whole(app_id, version="2.0", word=f"2:{word}")
         later = found.fresh_word(app_id, before="2:")
-        stage.broken(fault, rollback_calls, app_id, rollback)
+        stage.broken(fault, next(rollback_steps), app_id, rollback)
         version = found.running(app_id)["version"]
         found.whole(app_id, version=version, word=word if version == "1.0" else f"2:{later}")
         if version == "2.0":
@@ -200,16 +210,16 @@ def test_clone_and_uninstall(stage: Stage, fault: FaultName) -> None:
         assert answer.status_code in {200, 204}, answer.text
         return next(str(one["id"]) for one in found.http.get(f"/api/jobs?subject={made[-1]}").json())
 
-    clone_calls = calls_of(stage, clone)
-    uninstall_calls = calls_of(stage, uninstall)
+    clone_steps = steps_of(stage, clone)
+    uninstall_steps = steps_of(stage, uninstall)
     for _ in range(points()):
         word = found.fresh_word(app_id)
-        stage.broken(fault, clone_calls, app_id, clone)
+        stage.broken(fault, next(clone_steps), app_id, clone)
         found.whole(app_id, version="1.0", word=word)
         copy = found.settled(made[-1])
         if copy is not None and copy["status"] == "running":
             found.whole(made[-1], version="1.0", word=word)
-        stage.broken(fault, uninstall_calls, app_id, uninstall)
+        stage.broken(fault, next(uninstall_steps), app_id, uninstall)
         assert found.settled(made[-1]) is None
         found.gone(made[-1])
     found.remove(app_id)
