@@ -243,6 +243,10 @@ def test_a_large_export_takes_no_memory_and_ends_with_its_caller(host: Host) -> 
         with pytest.raises(httpx.RemoteProtocolError):
             list(pieces)
     assert host.left_over(app_id) == []
+    # All of which is nobody's fault.
+    said = host.product.log.read_text()
+    assert "A download was cut off" in said
+    assert "An answer broke off" not in said
 
 
 # Adoption
