@@ -25,8 +25,9 @@ def cut_off_in(error: BaseException) -> CutOff | None:
     """The `CutOff` that `error` is, was raised from or groups; None for an error that is a fault."""
     if isinstance(error, CutOff):
         return error
-    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else (error.__cause__,)
-    return next((found for one in inner if one is not None and (found := cut_off_in(one)) is not None), None)
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(cut_off_in, error.exceptions)), None)
+    return cut_off_in(error.__cause__) if error.__cause__ is not None else None
 
 
 def download(

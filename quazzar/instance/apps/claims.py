@@ -3,9 +3,8 @@
 import msgspec
 import structlog
 
-from quazzar.core.crypto import Keyring, SealBroken
+from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
-from quazzar.core.errors import Invalid
 from quazzar.instance.apps import room_store
 from quazzar.instance.apps.building import claim_of_app
 
@@ -25,8 +24,8 @@ class Claims:
             for app in await room_store.find_unclaimed(session):
                 try:
                     claim = claim_of_app(app, self._keyring)
-                except (Invalid, SealBroken, msgspec.ValidationError) as error:
-                    log.warning("apps.claim_unknown", app_id=app.id, reason=str(error))
+                except Exception as error:  # noqa: BLE001 - no app keeps the process from starting
+                    log.warning("apps.claim_unknown", app_id=app.id, reason=type(error).__name__)
                 else:
                     await room_store.set_claim(session, app.id, msgspec.to_builtins(claim))
 
