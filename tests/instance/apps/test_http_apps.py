@@ -32,7 +32,7 @@ CALLS = [
     ("GET", "/api/apps", "apps:read"),
     ("POST", "/api/apps", "apps:deploy"),
     ("POST", "/api/apps/import", "apps:write"),
-    ("POST", "/api/apps/adopt", "apps:write"),
+    ("POST", "/api/apps/adopt", "*"),
     ("GET", f"/api/apps/{MISSING}", "apps:read"),
     ("DELETE", f"/api/apps/{MISSING}", "apps:write"),
     ("POST", f"/api/apps/{MISSING}/undelete", "apps:write"),

@@ -159,8 +159,8 @@ async def test_every_kind_can_be_made_and_changed(
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
-        ({}, {"kind"}),
-        ({"kind": "sorcery"}, {"kind"}),
+        ({}, {"kind", "name"}),
+        ({"kind": "sorcery"}, {"kind", "name"}),
         ({"kind": "threshold"}, {"name", "metric", "value"}),
         (
             DISK | {"metric": "disk", "operator": "=", "value": "9", "severity": "bad", "for_seconds": -1, "id": "x"},
