@@ -229,12 +229,14 @@ class Application:
         database.session_info["keyring"] = keyring
         modes = realms_of(settings.server.mode)
         self.limiter = limiter_for(settings.rate_limit.storage.reveal(), postgres=database.small_pool)
-        database.session_info["mail_allowance"] = MailAllowance(settings.rate_limit, self.limiter)
         tenancy: Tenancy | None = None
         if "panel" in modes:
+            from quazzar.panel.members.service import has_proved  # noqa: PLC0415
             from quazzar.panel.tenants.tenancy import PanelTenancy  # noqa: PLC0415
 
             tenancy = PanelTenancy()
+            allowance = MailAllowance(settings.rate_limit, self.limiter, is_proved=has_proved)
+            database.session_info["mail_allowance"] = allowance
         self.accounts = Accounts(settings, keyring, database, self.limiter, tenancy=tenancy, guests=PanelGuests())
         resources = Resources()
         resources[KEYRING] = keyring

@@ -266,7 +266,10 @@ class RateLimits(msgspec.Struct, frozen=True, kw_only=True):
     ] = "200/hour"
     mail_address: Annotated[
         str,
-        Meta(description="Such mails that one address gets, whichever tenants they come from.", extra=_as(_rate)),
+        Meta(
+            description="Such mails that one address gets of all tenants in which nobody has confirmed it.",
+            extra=_as(_rate),
+        ),
     ] = "60/hour"
     storage: Annotated[
         Secret,

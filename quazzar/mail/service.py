@@ -34,10 +34,12 @@ async def send_mail(session: AsyncSession, *, to: str, subject: str, text: str) 
 
 async def send_mail_of(session: AsyncSession, sender: str, *, to: str, subject: str, text: str) -> None:
     """As `send_mail`, for what people have sent to addresses that nobody proved to be theirs: counted for `sender`, the
-    tenant that they work in, and for the address. Raises `MailLimitReached` too, and then nothing is sent.
+    tenant that they work in, and for the address; an instance, which has no tenants, counts nobody's. Raises
+    `MailLimitReached` too, and then nothing is sent.
     """
-    allowance: MailAllowance = session.info["mail_allowance"]
-    await allowance.take(sender, to)
+    allowance: MailAllowance | None = session.info.get("mail_allowance")
+    if allowance is not None:
+        await allowance.take(session, sender, to)
     await send_mail(session, to=to, subject=subject, text=text)
 
 

@@ -559,10 +559,18 @@ async def test_nobody_fills_mailboxes_by_channels(
         told = await shown(client, eves, theirs["id"])
         assert told["last_error"] == "There were as many mails as may be sent in this time; this one is not sent"
         await box.wait_for(other)
+        # To who has proved to want them, as a member here, they come however much others send there.
+        async with database.begin() as session:
+            await session.execute(text("UPDATE users SET email = :to WHERE id = :id"), {"to": victim, "id": eve.id})
+        mine = await make(client, eves, kind="email", to=[victim])
+        assert (await client.post(f"{CHANNELS}/{mine['id']}/test", headers=eves)).status_code == 429
+        async with database.begin() as session:
+            await session.execute(text("UPDATE users SET email_verified_at = now() WHERE id = :id"), {"id": eve.id})
+        assert (await client.post(f"{CHANNELS}/{mine['id']}/test", headers=eves)).status_code == 200
         # Of her four one was spent on the refused test, so nobody can be invited either.
         invited = await client.post(f"{API}/members", json={"email": "new@example.com", "role": "viewer"}, headers=hers)
         assert (invited.status_code, invited.json()["code"]) == (429, "mail_limit_reached")
         assert len((await client.get(f"{API}/members", headers=hers)).json()) == 1
-        assert len(await box.wait_for(victim, 3)) == 3
+        assert len(await box.wait_for(victim, 4)) == 4
         assert box.of(plus) == []
     database.session_info.update(before)

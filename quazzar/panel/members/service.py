@@ -29,6 +29,11 @@ from quazzar.panel.tenants.service import TenantService
 WRITE = "members:write"
 
 
+async def has_proved(session: AsyncSession, tenant_id: str, email: str) -> bool:
+    """Whether a member of the tenant has confirmed that the address is theirs."""
+    return await store.has_proved(session, tenant_id, email)
+
+
 class MemberService:
     """The members of the caller's tenant, and who is invited; one per request."""
 

@@ -99,6 +99,16 @@ async def has_member(session: AsyncSession, tenant_id: str, email: str) -> bool:
     return bool((await session.execute(statement)).scalar_one())
 
 
+async def has_proved(session: AsyncSession, tenant_id: str, email: str) -> bool:
+    """Whether the address is that of a member who has confirmed it; those of the parent tenant are members too."""
+    statement = select(
+        exists()
+        .where(Membership.tenant_id == tenant_id)
+        .where(User.id == Membership.user_id, User.email == email, User.email_verified_at.is_not(None))
+    )
+    return bool((await session.execute(statement)).scalar_one())
+
+
 async def update_member(session: AsyncSession, tenant_id: str, member_id: str, **values: Any) -> None:
     await session.execute(
         update(Membership).where(Membership.tenant_id == tenant_id, Membership.id == member_id).values(**values)
