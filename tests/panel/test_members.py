@@ -325,6 +325,11 @@ async def test_whoever_is_removed_from_an_msp_leaves_no_door_open_at_its_clients
         doors.append(await invite(client, hers, address(), "admin"))
         made = await client.post(f"{API}/fleet/tokens", json={"name": "kept"}, headers=hers)
         tokens.append(parse_token(made.json()["token"]).digest)
+    # And one of a client that she has never been in.
+    clients.append((await client.post(f"{API}/tenants", json=body, headers=owner)).json()["id"])
+    mine = await headers_of(client, grace)
+    made = await client.post(f"{API}/fleet/tokens", json={"name": "kept", "tenant_id": clients[2]}, headers=mine)
+    tokens.append(parse_token(made.json()["token"]).digest)
     path = f"{MEMBERS}/{await member_id(client, owner, grace)}"
     assert (await client.delete(path, headers=owner)).status_code == 204
     statuses = [(await accept(client, door, name="G", password=PASSWORD)).status_code for door in doors]
@@ -333,7 +338,7 @@ async def test_whoever_is_removed_from_an_msp_leaves_no_door_open_at_its_clients
     for tenant_id, digest in zip(clients, tokens, strict=True):
         async with database.begin(tenant=tenant_id) as session:
             used.append(await use_token(session, tenant_id, digest) is not None)
-    assert used == [False, True]
+    assert used == [False, True, False]
     # The rest of the call was still about the parent.
     assert (await happened(database, ada.tenant_id))[-1] == "member.removed"
 

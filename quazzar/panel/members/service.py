@@ -172,7 +172,7 @@ class MemberService:
         for client_id in await self._tenants.clients_of(self._tenant_id):
             await set_scope(session, tenant=client_id, user=me)
             place = await store.get_member_of(session, client_id, user_id)
-            if place is not None and place.parent_id is not None:
+            if place is None or place.parent_id is not None:
                 await self._take_back_in(client_id, user_id)
         await set_scope(session, tenant=self._tenant_id, user=me)
         await self._take_back_in(self._tenant_id, user_id)

@@ -126,10 +126,14 @@ class TenantService:
         client = await store.get_client(session, principal.tenant_id or "", client_id)
         if client is None or principal.resources is not None:
             raise TenantNotFound
+        # A key is of one tenant: that its maker belongs to a client as well is not what it was made for.
+        if principal.key_id is not None and not principal.allows(CLIENTS_ACCESS):
+            raise TenantNotFound
         await set_scope(session, tenant=client_id, user=principal.user_id)
         place = await self.place(client_id, principal.user_id)
-        if place is not None and place.resources is None:
-            return common(principal.scopes, place.permissions)
+        if place is not None:
+            # Who is bound there to some instances does nothing there for all of it.
+            return frozenset() if place.resources is not None else common(principal.scopes, place.permissions)
         if not _may_enter(principal.scopes, None, client.parent_access):
             raise TenantNotFound
         return common(principal.scopes, permissions_of(client.parent_access))

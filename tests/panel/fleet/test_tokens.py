@@ -118,6 +118,25 @@ async def test_a_token_for_a_client_tenant(ada: Tenant, eve: Tenant, app: Runnin
     assert (await ada.http.patch(f"/api/tenants/{ada.id}", json={"kind": "standard"})).status_code == 409
 
 
+async def test_belonging_to_a_client_is_no_more_than_that(ada: Tenant, app: RunningApp) -> None:
+    """A key reaches into clients where it may, whatever its maker belongs to; who is bound there is bound from here."""
+    await ada.http.patch(f"/api/tenants/{ada.id}", json={"kind": "msp"})
+    body = {"name": "Client", "kind": "client", "parent_access": "admin"}
+    client_id = str((await ada.http.post("/api/tenants", json=body)).json()["id"])
+    wanted = {"name": "x", "tenant_id": client_id}
+    for permissions, status in ((["fleet:write"], 404), (["fleet:write", "clients:access"], 201)):
+        key = {"name": "x", "permissions": permissions}
+        headers = {"Authorization": f"Bearer {(await ada.http.post('/api/api-keys', json=key)).json()['key']}"}
+        answer = await ada.http.post("/api/fleet/tokens", json=wanted, headers=headers)
+        assert answer.status_code == status, permissions
+    assert (await ada.http.post("/api/fleet/tokens", json=wanted)).status_code == 201
+    async with app.database.begin(tenant=client_id) as session:
+        bind = text("UPDATE memberships SET role = 'admin', resources = '{inst_x}' WHERE tenant_id = :id")
+        await session.execute(bind, {"id": client_id})
+    bound = await ada.http.post("/api/fleet/tokens", json=wanted)
+    assert (bound.status_code, bound.json()["code"]) == (403, "scope_missing")
+
+
 async def test_fifty_at_once_use_a_token_as_often_as_it_allows(ada: Tenant, app: RunningApp) -> None:
     # As many at a time as there are connections: whoever waits for one gives up after a while, on a busy machine too.
     crowd, room = Database(app.database.url, pool_size=10), asyncio.Semaphore(10)
