@@ -94,7 +94,7 @@ class WebhookController(Controller):
 
     @put(
         "/{webhook_id:str}",
-        guards=[requires("webhooks:write")],
+        guards=[reserved("webhooks:write")],
         operation_id="UpdateWebhook",
         summary="Change a webhook",
     )
