@@ -126,11 +126,9 @@ class TenantService:
         client = await store.get_client(session, principal.tenant_id or "", client_id)
         if client is None or principal.resources is not None:
             raise TenantNotFound
-        # A key is of one tenant: that its maker belongs to a client as well is not what it was made for.
-        if principal.key_id is not None and not principal.allows(CLIENTS_ACCESS):
-            raise TenantNotFound
         await set_scope(session, tenant=client_id, user=principal.user_id)
-        place = await self.place(client_id, principal.user_id)
+        # A key is of one tenant: that its maker belongs to a client as well is not what it was made for.
+        place = await self.place(client_id, principal.user_id) if principal.key_id is None else None
         if place is not None:
             # Who is bound there to some instances does nothing there for all of it.
             return frozenset() if place.resources is not None else common(principal.scopes, place.permissions)

@@ -14,6 +14,7 @@ from quazzar.core.db import Database
 from quazzar.link.tokens import RegistrationToken, TokenProblem, new_token, parse_token
 from quazzar.panel.fleet import store
 from tests.conftest import RunningApp
+from tests.factories.accounts import headers_of, make_colleague
 from tests.panel.fleet.conftest import Tenant
 
 
@@ -109,9 +110,29 @@ async def test_a_token_for_a_client_tenant(ada: Tenant, eve: Tenant, app: Runnin
     for tenant_id in (ada.id, opened):
         there = Tenant(tenant_id, ada.http, ada.user_id)
         assert {record[0] for record in await audited_of(app, there, made["id"])} == {"fleet_token.create"}
-    # A key of the parent has no more in the client than it has in the parent.
-    body = {"name": "x", "permissions": ["clients:access", "fleet:read"]}
-    key = (await ada.http.post("/api/api-keys", json=body)).json()["key"]
+    # Whoever is removed from the parent lets no server into its clients.
+    colleague = await make_colleague(app.database, ada.id, "admin")
+    async with app.client() as client:
+        headers = await headers_of(client, colleague)
+    body = {"name": "x", "tenant_id": opened}
+    kept = (await ada.http.post("/api/fleet/tokens", json=body, headers=headers)).json()
+    members = (await ada.http.get("/api/members")).json()
+    (member_id,) = [one["id"] for one in members if one["user_id"] == colleague.id]
+    assert (await ada.http.delete(f"/api/members/{member_id}")).status_code == 204
+    async with app.database.begin(tenant=opened) as session:
+        found = {row[0] for row in await session.execute(text("SELECT id FROM fleet_tokens"))}
+    assert made["id"] in found
+    assert kept["id"] not in found
+    # A key of the parent has no more in the client than it has in the parent, whatever its maker is there.
+    own = (await ada.http.post("/api/tenants", json={"name": "Client", "kind": "client"})).json()["id"]
+    assert (await ask(ada, own))[0] == 201
+    wish = {"name": "x", "permissions": ["fleet:write"]}
+    key = (await ada.http.post("/api/api-keys", json=wish)).json()["key"]
+    headers = {"Authorization": f"Bearer {key}"}
+    refused = await ada.http.post("/api/fleet/tokens", json={"name": "x", "tenant_id": own}, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (404, "tenant_not_found")
+    wish = {"name": "x", "permissions": ["clients:access", "fleet:read"]}
+    key = (await ada.http.post("/api/api-keys", json=wish)).json()["key"]
     headers = {"Authorization": f"Bearer {key}"}
     refused = await ada.http.post("/api/fleet/tokens", json={"name": "x", "tenant_id": opened}, headers=headers)
     assert refused.status_code == 403
