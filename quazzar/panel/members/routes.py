@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from litestar import Controller, Response
 from litestar.di import NamedDependency, Provide
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, JSONBody
 from litestar.types import ControllerRouterHandler
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -101,7 +102,13 @@ class InvitationController(Controller):
     tags: Sequence[str] | None = ("Members",)
     dependencies = {"joining": Provide(provide_joining, sync_to_thread=False)}
 
-    @post("/accept", status_code=200, operation_id="AcceptInvitation", summary="Accept an invitation")
+    @post(
+        "/accept",
+        status_code=200,
+        operation_id="AcceptInvitation",
+        summary="Accept an invitation",
+        responses={403: ResponseSpec(None, description="It is for another address", generate_examples=False)},
+    )
     async def accept_invitation(
         self, joining: NamedDependency[JoiningService], data: JSONBody[InvitationAccept]
     ) -> InvitationAcceptedOut:
