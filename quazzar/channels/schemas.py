@@ -2,11 +2,11 @@
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
 from quazzar.channels.models import ChannelKind
+from quazzar.core.outbound import origin_of
 from quazzar.core.schema import UNSET, Email, In, Line, Meta, Out, UnsetType
 
 _CHANNEL_ID = Meta(examples=["chn_3k2m4v7q3n5t2ac6xk2m4v7q3n"])
@@ -74,12 +74,6 @@ class ChannelOut(Out):
     def masked(cls, row: Any) -> "ChannelOut":
         shown = cls.of(row)
         return shown if shown.url is None else msgspec.structs.replace(shown, url=origin_of(shown.url))
-
-
-def origin_of(url: str) -> str:
-    """Where an address leads, without what may be a secret."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}/…"
 
 
 class ChannelSecretOut(ChannelOut, kw_only=True):

@@ -26,7 +26,6 @@ from quazzar.channels.schemas import (
     ChannelUpdate,
     Notification,
     WebhookChannelCreate,
-    origin_of,
 )
 from quazzar.channels.store import Found, Scope
 from quazzar.core.auth import Principal
@@ -35,7 +34,7 @@ from quazzar.core.db import referenced_or, unique_or
 from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import enqueue
-from quazzar.core.outbound import OutboundPolicy, OutboundRefused
+from quazzar.core.outbound import OutboundPolicy, OutboundRefused, origin_of
 from quazzar.core.paging import Page
 from quazzar.core.records import Caller, audit
 from quazzar.core.schema import given

@@ -165,6 +165,12 @@ def is_public(address: Address) -> bool:
     return address in _GLOBAL_V6 and not any(address in network for network in _REFUSED_V6)
 
 
+def origin_of(url: str) -> str:
+    """Where an address leads, without its path and query: those are often secrets of their receivers."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/…"
+
+
 def _target(parts: SplitResult) -> Target:
     if "@" in parts.netloc:
         raise OutboundRefused("The address must not hold a user name")

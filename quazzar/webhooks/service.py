@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from quazzar.core.crypto import Keyring
 from quazzar.core.errors import Invalid
 from quazzar.core.ids import new_id
-from quazzar.core.outbound import OutboundPolicy, OutboundRefused
+from quazzar.core.outbound import OutboundPolicy, OutboundRefused, origin_of
 from quazzar.core.paging import Page
 from quazzar.core.records import Caller, audit, event_types, publish
 from quazzar.core.schema import given, in_utc
@@ -225,8 +224,7 @@ def recorded(values: dict[str, Any]) -> dict[str, Any]:
     """What an audit record says of a webhook: paths and queries of addresses are often secrets of their receivers."""
     if "url" not in values:
         return values
-    parts = urlsplit(values["url"])
-    return values | {"url": f"{parts.scheme}://{parts.netloc}/…"}
+    return values | {"url": origin_of(values["url"])}
 
 
 def place(secret_id: str) -> str:
