@@ -191,13 +191,13 @@ _AS_WORKER = text("SELECT set_config('app.worker', 'on', true)")
 
 
 async def wait_alone(session: AsyncSession, what: str) -> None:
-    """Wait until no other transaction that has said the same is under way: two that count before they add something
-    would both find room for the last.
+    """Wait until no other transaction that has said the same is under way. Two that count before they add something, or
+    look for what is free before they take it, would both find the last.
     """
     await session.execute(_ALONE, {"what": what})
 
 
-_ALONE = text("SELECT pg_advisory_xact_lock(hashtext(:what))")
+_ALONE = text("SELECT pg_advisory_xact_lock(hashtextextended(:what, 0))")
 
 
 def _plain_url(url: str) -> str:

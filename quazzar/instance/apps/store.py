@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql import ColumnElement, Select
 
-from quazzar.core.db import Database, Query
+from quazzar.core.db import Database, Query, wait_alone
 from quazzar.instance.apps.models import TRANSITIONAL, App, AppPort, AppStatus
 from quazzar.instance.apps.schemas import AppRow, FullAppRow
 
@@ -461,7 +461,7 @@ async def lock_ports(session: AsyncSession) -> None:
 
     Nor do two take the last room of the machine: what apps reserve is summed up under this lock.
     """
-    await session.execute(text("SELECT pg_advisory_xact_lock(hashtext('app_ports'))"))
+    await wait_alone(session, "app_ports")
 
 
 async def find_sealed(session: AsyncSession) -> Sequence[tuple[str, bytes]]:

@@ -4,10 +4,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, literal, or_, select, text, update
+from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from quazzar.core.db import wait_alone
 from quazzar.core.paging import Page
 from quazzar.panel.fleet.models import FleetGroup, FleetInstance, FleetPresence, FleetToken
 
@@ -70,10 +71,7 @@ async def update_group(session: AsyncSession, tenant_id: str, group_id: str, **v
 
 async def lock_groups(session: AsyncSession, tenant_id: str) -> None:
     """One at a time changes the tree of a tenant, so that two moves can't make a ring between them."""
-    await session.execute(_LOCK, {"key": f"fleet_groups:{tenant_id}"})
-
-
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))")
+    await wait_alone(session, f"fleet_groups:{tenant_id}")
 
 
 async def expand_groups(session: AsyncSession, tenant_id: str, ids: Collection[str]) -> list[str]:
