@@ -169,8 +169,6 @@ def start(lab: Lab) -> None:
 
 def logins(lab: Lab) -> None:
     """64 logins at once: what they do to another endpoint's p99, and to memory."""
-    # Else the thread that measures waits up to 5 ms for those of the logins, which is not the server's doing.
-    sys.setswitchinterval(0.0002)
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     lab_data = lab.folder / "logins"
