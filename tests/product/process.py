@@ -104,6 +104,14 @@ class Product:
         tokens: dict[str, Any] = answer.json()
         return tokens
 
+    def register(self) -> dict[str, str]:
+        """The headers of the owner of a new tenant of the panel."""
+        prefix = "" if self.mode == "panel" else "/panel"
+        body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
+        assert self.http.post(f"{prefix}/api/auth/register", json=body).status_code == 201
+        answer = self.http.post(f"{prefix}/api/auth/login", json={"email": body["email"], "password": PASSWORD})
+        return self.authorized(answer.json()["access_token"])
+
     def authorized(self, token: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {token}"}
 

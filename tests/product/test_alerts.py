@@ -12,7 +12,7 @@ import pytest
 
 from quazzar.link.messages import Heartbeat, pack
 from quazzar.link.metrics import row_of
-from tests.product.process import PASSWORD, Product, product
+from tests.product.process import Product, product
 from tests.product.test_link import Machine, hello, until
 from tests.webhooks.receiver import Receiver, receiving, verify
 
@@ -51,10 +51,7 @@ def measuring(
 
 
 def run(one: Product, receiver: Receiver, folder: Path) -> tuple[str, str]:
-    body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
-    assert one.http.post("/panel/api/auth/register", json=body).status_code == 201
-    login = one.http.post("/panel/api/auth/login", json={"email": body["email"], "password": PASSWORD})
-    owner = one.authorized(login.json()["access_token"])
+    owner = one.register()
     machine = Machine(folder / "machine", one, owner)
     made = machine.enrol()
 

@@ -34,7 +34,6 @@ from quazzar.link.messages import (
     Certificate,
     Enrol,
     Enrolled,
-    Facts,
     Heartbeat,
     Hello,
     LinkProblem,
@@ -48,6 +47,7 @@ from quazzar.link.tokens import RegistrationToken, parse_token
 from quazzar.panel.fleet import authority as authorities
 from quazzar.panel.fleet import hub
 from quazzar.panel.fleet.authority import Authority, private_pem, read_request
+from tests.factories.facts import server_facts
 from tests.factories.halves import Halves, both_halves
 from tests.link.test_versions import FROM_INSTANCE
 
@@ -98,20 +98,6 @@ async def heard(line: ClientConnection) -> Any:
         return closed.rcvd.code if closed.rcvd is not None else None
 
 
-def facts() -> Facts:
-    return Facts(
-        name="server",
-        hostname="server",
-        machine_id=uuid.uuid4().hex * 2,
-        version="0.1.0",
-        os="Linux",
-        arch="x86_64",
-        cpu_cores=1,
-        memory_bytes=1,
-        disk_bytes=1,
-    )
-
-
 @pytest.fixture(scope="module")
 async def halves(
     tmp_path_factory: pytest.TempPathFactory, keyring: Keyring, database: Database
@@ -131,7 +117,7 @@ async def new_token(halves: Halves, **body: Any) -> str:
 def ask_to_join(written: str, ca: str, key: Key) -> tuple[int, dict[str, Any]]:
     """Blocks. As often as the panel is too busy."""
     token = parse_token(written)
-    body = msgspec.json.encode(Enrol(token=written, csr=signing_request(key), facts=facts()))
+    body = msgspec.json.encode(Enrol(token=written, csr=signing_request(key), facts=server_facts()))
     while True:
         status, answer = dialling._call(token, trusting(ca), "POST", "/agent/enroll", body)
         if status != 503:
@@ -204,7 +190,7 @@ async def test_s27_an_instance_can_not_pass_for_its_panel(server: Server, tmp_pa
     async with await asyncio.start_server(listen, "127.0.0.1", 0, ssl=context) as liar:
         port = liar.sockets[0].getsockname()[1]
         token = RegistrationToken("127.0.0.1", port, authority.fingerprint, server.tenant_id, bytes(32))
-        data = Enrol(token=token.encode(), csr=signing_request(server.key), facts=facts())
+        data = Enrol(token=token.encode(), csr=signing_request(server.key), facts=server_facts())
         with pytest.raises(PanelNotTrusted):
             await asyncio.to_thread(send_enrolment, token, authority.pem, data)
         with pytest.raises(ssl.SSLCertVerificationError):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.factories.apps import unique
-from tests.product.process import PASSWORD, Product, product
+from tests.product.process import Product, product
 from tests.product.test_link import until
 
 COMMANDS = "/panel/api/fleet/commands"
@@ -27,10 +27,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def owner(one: Product) -> dict[str, str]:
-    body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
-    assert one.http.post("/panel/api/auth/register", json=body).status_code == 201
-    answer = one.http.post("/panel/api/auth/login", json={"email": body["email"], "password": PASSWORD})
-    return one.authorized(answer.json()["access_token"])
+    return one.register()
 
 
 def ended(one: Product, owner: dict[str, str], made: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from quazzar.link.messages import Heartbeat, Order, Report, Reported, Welcome, pack, unpack_from_panel
 from quazzar.link.orders import OrderBody, open_order
-from tests.product.process import PASSWORD, Product, product
+from tests.product.process import Product, product
 from tests.product.test_database_restart import kill_database
 from tests.product.test_link import Machine, hello
 
@@ -106,10 +106,7 @@ def panel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def owner(panel: Product) -> dict[str, str]:
-    body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
-    assert panel.http.post("/api/auth/register", json=body).status_code == 201
-    answer = panel.http.post("/api/auth/login", json={"email": body["email"], "password": PASSWORD})
-    return panel.authorized(answer.json()["access_token"])
+    return panel.register()
 
 
 @pytest.fixture(scope="module")

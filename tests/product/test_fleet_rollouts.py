@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import simulator
 from benchmarks.simulator import Fleet, Habits, enrol
-from tests.product.process import PASSWORD, Product, product
+from tests.product.process import Product, product
 from tests.product.test_database_restart import kill_database
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
@@ -80,10 +80,7 @@ async def test_rollouts_go_on_whatever_dies(tmp_path: Path, monkeypatch: pytest.
         QUAZZAR_AUTH_ACCESS_MINUTES="1440",
     ) as one:
         one.start()
-        body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
-        assert one.http.post("/api/auth/register", json=body).status_code == 201
-        answer = one.http.post("/api/auth/login", json={"email": body["email"], "password": PASSWORD})
-        headers = one.authorized(answer.json()["access_token"])
+        headers = one.register()
         token = one.http.post("/api/fleet/tokens", json={"name": "x", "max_uses": INSTANCES}, headers=headers).json()
         members = await asyncio.to_thread(enrol, tmp_path / "fleet", [token["token"]], INSTANCES)
         fleet = Fleet(members, tmp_path / "fleet", Habits(apps=0, order_seconds=0.3))

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from benchmarks.simulator import Fleet, Habits, enrol
-from tests.product.process import PASSWORD, Product, product
+from tests.product.process import Product, product
 from tests.product.test_database_restart import kill_database
 
 INSTANCES = 12
@@ -48,10 +48,7 @@ async def test_the_database_and_the_panel_die_under_a_fleet(tmp_path: Path) -> N
         QUAZZAR_AGENT_PUBLIC_HOST="127.0.0.1",
     ) as one:
         one.start()
-        body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
-        assert one.http.post("/api/auth/register", json=body).status_code == 201
-        answer = one.http.post("/api/auth/login", json={"email": body["email"], "password": PASSWORD})
-        headers = one.authorized(answer.json()["access_token"])
+        headers = one.register()
         async with (
             simulated(one, tmp_path / "fleet", headers) as fleet,
             httpx.AsyncClient(base_url=one.url, timeout=30, headers=headers) as http,

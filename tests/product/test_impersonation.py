@@ -28,10 +28,7 @@ def panel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def owner(panel: Product) -> dict[str, str]:
-    body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
-    assert panel.http.post("/api/auth/register", json=body).status_code == 201
-    answer = panel.http.post("/api/auth/login", json={"email": body["email"], "password": PASSWORD})
-    return panel.authorized(answer.json()["access_token"])
+    return panel.register()
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ from quazzar.core.crypto import write_private
 from quazzar.instance.enrolment.dialling import fetch_ca, send_enrolment, trusting
 from quazzar.instance.enrolment.errors import PanelNotTrusted, PanelRefused
 from quazzar.instance.enrolment.keys import own_key, signing_request
-from quazzar.link.messages import PROTOCOL, Enrol, Enrolled, Facts, Heartbeat, Hello, pack, unpack_from_panel
+from quazzar.link.messages import PROTOCOL, Enrol, Enrolled, Heartbeat, Hello, pack, unpack_from_panel
 from quazzar.link.tokens import RegistrationToken, parse_token
 from quazzar.panel.fleet.authority import new_authority, read_request
-from tests.product.process import PASSWORD, Product, product
+from tests.factories.facts import server_facts
+from tests.product.process import Product, product
 
 
 def until(found: Callable[[], Any], seconds: float = 60) -> Any:
@@ -48,10 +49,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def owner(one: Product) -> dict[str, str]:
-    body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
-    assert one.http.post("/panel/api/auth/register", json=body).status_code == 201
-    answer = one.http.post("/panel/api/auth/login", json={"email": body["email"], "password": PASSWORD})
-    return one.authorized(answer.json()["access_token"])
+    return one.register()
 
 
 class Machine:
@@ -69,17 +67,7 @@ class Machine:
         self.machine_id = uuid.uuid4().hex * 2
 
     def enrol(self, *, key: ec.EllipticCurvePrivateKey | None = None) -> Enrolled:
-        facts = Facts(
-            name="other",
-            hostname="other",
-            machine_id=self.machine_id,
-            version="0.1.0",
-            os="Linux",
-            arch="x86_64",
-            cpu_cores=1,
-            memory_bytes=1,
-            disk_bytes=1,
-        )
+        facts = server_facts("other", machine_id=self.machine_id)
         data = Enrol(token=self.text, csr=signing_request(key or self.key), facts=facts)
         return send_enrolment(self.token, self.ca, data)
 
@@ -233,21 +221,7 @@ def test_a_panel_that_lies_about_its_ca_learns_no_token(machine: Machine) -> Non
         fetch_ca(wrong)
     # One that shows the right CA and has not its key: the token is not sent.
     with pytest.raises(PanelNotTrusted):
-        send_enrolment(machine.token, new_authority().pem, Enrol(token="x", csr="x", facts=_nobody()))
-
-
-def _nobody() -> Facts:
-    return Facts(
-        name="x",
-        hostname="",
-        machine_id="0" * 64,
-        version="",
-        os="",
-        arch="",
-        cpu_cores=1,
-        memory_bytes=0,
-        disk_bytes=0,
-    )
+        send_enrolment(machine.token, new_authority().pem, Enrol(token="x", csr="x", facts=server_facts()))
 
 
 def test_the_listener_serves_nothing_else(machine: Machine) -> None:

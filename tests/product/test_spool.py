@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.product.process import PASSWORD, product
+from tests.product.process import product
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(240)]
 
@@ -28,10 +28,7 @@ def test_an_instance_measures_on_while_its_panel_is_away(tmp_path: Path) -> None
     ):
         panel.start()
         instance.start()
-        body = {"email": "ada@example.com", "password": PASSWORD, "name": "Ada", "organization": "Engines"}
-        assert panel.http.post("/api/auth/register", json=body).status_code == 201
-        answer = panel.http.post("/api/auth/login", json={"email": body["email"], "password": PASSWORD})
-        ada = panel.authorized(answer.json()["access_token"])
+        ada = panel.register()
         token = panel.http.post("/api/fleet/tokens", json={"name": "x"}, headers=ada).json()["token"]
         instance.setup()
         admin = instance.authorized(instance.login()["access_token"])
