@@ -13,7 +13,7 @@ import pytest
 from tests.components import DockerEngine, require, wait_for
 from tests.factories.apps import unique
 from tests.product.engine_line import EngineLine, When
-from tests.product.scene import SAMPLE, Scene, points, scene
+from tests.product.scene import CAMPAIGN, SAMPLE, Scene, points, scene
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(14400), pytest.mark.component("docker")]
 
@@ -96,10 +96,11 @@ class Stage:
             self.scene.revive(app_id)
 
 
-LIVE_RESTORE = {"containers-live-on": True, "containers-end-with-the-engine": False}
+LIVE_RESTORE = {"containers-end-with-the-engine": False, "containers-live-on": True}
+"""The first is an engine's default, and what CI breaks; a campaign breaks both."""
 
 
-@pytest.fixture(scope="module", params=list(LIVE_RESTORE)[: 1 if SAMPLE else None])
+@pytest.fixture(scope="module", params=list(LIVE_RESTORE)[: None if CAMPAIGN else 1])
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     for name in ("docker", "docker-registry"):
         require(name)

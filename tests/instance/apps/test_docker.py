@@ -26,6 +26,7 @@ services:
     image: busybox:1.37
     command: ["sh", "-c", "echo first; echo second >&2; sleep 3600"]
     restart: "no"
+    stop_grace_period: 1s
     volumes: ["data:/data"]
 volumes: {data: {}}
 """
@@ -447,6 +448,7 @@ services:
   web:
     image: busybox:1.37
     command: ["sh", "-c", "touch /tmp/ok; exec sleep 100000"]
+    stop_grace_period: 1s
     healthcheck: {test: ["CMD", "test", "-e", "/tmp/ok"], interval: 1s, timeout: 10s, retries: 1}
 """
 
@@ -483,6 +485,7 @@ services:
   web:
     image: busybox:1.37
     command: ["sh", "-c", "cat /data/word; [ -e /data/word ] || echo kept-word > /data/word; sleep 3600"]
+    stop_grace_period: 1s
     volumes: ["data:/data"]
 volumes: {data: {}}
 """

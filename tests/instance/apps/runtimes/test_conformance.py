@@ -674,11 +674,12 @@ async def test_a_project_is_owned_as_it_stands(lab: Lab) -> None:
     assert {one.status for one in project.states.values()} == {"running"}
     depends = (DependencySpec(service="a"),)
     spec = app_spec(
-        ServiceSpec(name="a", image=IMAGE, command=("sleep", "100000")),
+        ServiceSpec(name="a", image=IMAGE, command=("sleep", "100000"), stop_grace_seconds=1),
         ServiceSpec(
             name="b",
             image=IMAGE,
             command=("sleep", "100000"),
+            stop_grace_seconds=1,
             depends_on=depends,
             mounts=(MountSpec(volume="data", target="/data"),),
         ),
