@@ -27,7 +27,7 @@ from quazzar.webhooks.schemas import (
     WebhookSecretOut,
     WebhookUpdate,
 )
-from quazzar.webhooks.service import DELIVERY_ID, WEBHOOK_ID, WebhookService
+from quazzar.webhooks.service import DELIVERY_ID, WEBHOOK_ID, WebhookService, shown_to
 from quazzar.webhooks.store import Scope
 
 WebhookRequest = Request[Any, Any, State]
@@ -86,11 +86,14 @@ class WebhookController(Controller):
     ) -> Response[list[WebhookOut]]:
         """Newest first."""
         page = page_of(limit, cursor, key=WEBHOOK_ID.pattern)
-        return paged(request, page, await webhooks.find(page), WebhookOut.of, lambda row: str(row.id))
+        shown = shown_to(principal_of(request))
+        return paged(request, page, await webhooks.find(page), shown, lambda row: str(row.id))
 
     @get("/{webhook_id:str}", guards=[requires("webhooks:read")], operation_id="GetWebhook", summary="One webhook")
-    async def get_webhook(self, webhooks: NamedDependency[WebhookService], webhook_id: WebhookId) -> WebhookOut:
-        return WebhookOut.of(await webhooks.get(webhook_id))
+    async def get_webhook(
+        self, request: WebhookRequest, webhooks: NamedDependency[WebhookService], webhook_id: WebhookId
+    ) -> WebhookOut:
+        return shown_to(principal_of(request))(await webhooks.get(webhook_id))
 
     @put(
         "/{webhook_id:str}",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from quazzar.core.outbound import origin_of
 from quazzar.core.schema import UNSET, In, Meta, Out, UnsetType
 
 DeliveryStatus = Literal["pending", "delivered", "failed"]
@@ -54,7 +55,9 @@ class RedeliverSince(In):
 
 
 class WebhookOut(Out):
-    """An endpoint. `disabled_reason` says why it was taken out of service, when nobody did so by hand."""
+    """An endpoint. `url` ends in `/…` for who may not lead webhooks elsewhere: what follows is often a secret of its
+    receiver. `disabled_reason` says why it was taken out of service, when nobody did so by hand.
+    """
 
     id: Annotated[str, _WEBHOOK_ID]
     url: Url
@@ -68,6 +71,10 @@ class WebhookOut(Out):
     @classmethod
     def of(cls, row: Any) -> "WebhookOut":
         return cls(**{name: getattr(row, name) for name in WebhookOut.__struct_fields__})
+
+    @classmethod
+    def masked(cls, row: Any) -> "WebhookOut":
+        return msgspec.structs.replace(cls.of(row), url=origin_of(row.url))
 
 
 class WebhookSecretOut(WebhookOut):

@@ -2,13 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from quazzar.core.auth import Principal
 from quazzar.core.crypto import Keyring
 from quazzar.core.errors import Invalid
 from quazzar.core.ids import new_id
@@ -43,6 +44,12 @@ MOST_WEBHOOKS = 1000
 """Of one instance, or of one tenant of the panel: each event may go to all of them."""
 OVERLAP_HOURS = 24
 MOST_SECRETS = 3
+
+
+def shown_to(principal: Principal) -> Callable[[Any], WebhookOut]:
+    """What a caller sees of a webhook's row: the whole address is for who may change it, which no guest may."""
+    changes = principal.allows("webhooks:write") and principal.panel_user is None
+    return WebhookOut.of if changes else WebhookOut.masked
 
 
 class WebhookService:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from sqlalchemy import text
 
 from quazzar.app import gate_config
-from quazzar.core.auth import Realm
+from quazzar.core.auth import Principal, Realm
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.core.gate import _Paths
@@ -21,6 +22,8 @@ from quazzar.core.records import Event, publish
 from quazzar.settings import Settings
 from quazzar.webhooks import service
 from quazzar.webhooks.jobs import prune
+from quazzar.webhooks.schemas import WebhookOut
+from quazzar.webhooks.service import shown_to
 from tests.conftest import RunningApp, make_settings
 from tests.core.test_outbound import ODD, PRIVATE
 from tests.factories.accounts import bearer, headers_of, make_key, make_member, make_user
@@ -401,6 +404,29 @@ async def test_who_may_do_what(app: RunningApp, admin: httpx.AsyncClient, receiv
                 assert await call(client, method, path, ids, headers=keys[f"webhooks:{needs}"]) < 300, where
         own = await client.get("/panel/api/webhooks", headers=members[1])
         assert own.json() == []
+
+
+async def test_who_may_only_look_sees_where_it_leads_and_no_more(
+    app: RunningApp, admin: httpx.AsyncClient, owner: httpx.AsyncClient
+) -> None:
+    """The path of such an address is a password at most services; a guest from a panel may lead none elsewhere."""
+    url = "https://hooks.slack.example/services/T0/B0/canary-in-the-path?key=canary-in-the-query"
+    mine, theirs = await make(admin, url=url), await make(owner, "/panel", url=url)
+    async with app.client() as client:
+        key = await make_key(client, await headers_of(client, await make_user(app.database)), scopes=["webhooks:read"])
+        body = {"name": "x", "permissions": ["webhooks:read"]}
+        panel_key = (await owner.post("/panel/api/api-keys", json=body)).json()
+        for prefix, made, reads in (("", mine, key), ("/panel", theirs, panel_key)):
+            one = await client.get(f"{prefix}/api/webhooks/{made['id']}", headers=bearer(reads["key"]))
+            every = await client.get(f"{prefix}/api/webhooks", headers=bearer(reads["key"]))
+            assert one.json()["url"] == "https://hooks.slack.example/…"
+            assert one.json() in every.json()
+            assert "canary" not in every.text
+    assert (await admin.get(f"/api/webhooks/{mine['id']}")).json()["url"] == url
+    scopes = frozenset({"webhooks:read", "webhooks:write"})
+    person = Principal(realm="instance", user_id="usr_x", client="x", scopes=scopes)
+    guest = msgspec.structs.replace(person, panel_user="usr_p")
+    assert (shown_to(person), shown_to(guest)) == (WebhookOut.of, WebhookOut.masked)
 
 
 async def test_row_security_is_the_second_wall(app: RunningApp, owner: httpx.AsyncClient) -> None:
