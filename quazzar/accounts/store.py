@@ -472,8 +472,8 @@ async def count_api_keys(session: AsyncSession, place: KeyPlace) -> int:
 
 
 async def get_api_key(session: AsyncSession, place: KeyPlace, key_id: str) -> Any:
-    """Whose it is, and what binds it."""
-    statement = select(ApiKey.user_id, ApiKey.scopes, ApiKey.allowed_ips, ApiKey.resources).where(
+    """Whose it is, what binds it, and until when."""
+    statement = select(ApiKey.user_id, ApiKey.scopes, ApiKey.allowed_ips, ApiKey.resources, ApiKey.expires_at).where(
         ApiKey.id == key_id, place.condition
     )
     return (await session.execute(statement)).one_or_none()

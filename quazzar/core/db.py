@@ -174,6 +174,19 @@ async def set_scope(session: AsyncSession, *, tenant: str | None = None, user: s
 _SCOPE = text("SELECT set_config('app.tenant', :tenant, true), set_config('app.user', :user, true)")
 
 
+@contextlib.asynccontextmanager
+async def in_scope(session: AsyncSession, *, tenant: str, user: str) -> AsyncIterator[None]:
+    """As `set_scope`, until the block ends; then row-level security sees again what it saw before."""
+    before = (await session.execute(_SCOPE_NOW)).one()
+    await set_scope(session, tenant=tenant, user=user)
+    yield
+    # An error in the block ends the transaction, and the scope with it.
+    await set_scope(session, tenant=before.tenant, user=before.user)
+
+
+_SCOPE_NOW = text("SELECT current_setting('app.tenant', true) AS tenant, current_setting('app.user', true) AS user")
+
+
 async def present(session: AsyncSession, token_hash: bytes) -> None:
     """Let row-level security show the row that a token opens, before anything is known about who holds it."""
     await session.execute(_PRESENT, {"digest": token_hash.hex()})

@@ -12,9 +12,10 @@ from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.db import notify
-from quazzar.core.records import publish
+from quazzar.core.records import Caller, audit, publish
 from quazzar.panel.commands import store
 from quazzar.panel.commands.events import CommandFinished
+from quazzar.panel.commands.givers import objection_to
 from quazzar.panel.commands.rollout import (
     OVER,
     Begin,
@@ -25,6 +26,7 @@ from quazzar.panel.commands.rollout import (
     Place,
     Plan,
     Recall,
+    Refuse,
     Start,
     Stop,
     Turn,
@@ -61,7 +63,8 @@ async def advance(session: AsyncSession, tenant_id: str, command_id: str) -> Non
     changes: dict[str, Any] = {}
     counts = await store.count_conditions(session, tenant_id, command_id, command.now)
     while (move := decide(plan, place, counts, command.now)) is not None:
-        changes |= await _make(session, tenant_id, command, move)
+        objection = await objection_to(session, tenant_id, command) if isinstance(move, Begin) else None
+        changes |= await _make(session, tenant_id, command, Refuse(objection) if objection is not None else move)
         if isinstance(move, End | Recall | Begin):
             counts = await store.count_conditions(session, tenant_id, command_id, command.now)
         place = Place(**{name: changes.get(name, getattr(place, name)) for name in Place.__struct_fields__})
@@ -72,7 +75,7 @@ async def advance(session: AsyncSession, tenant_id: str, command_id: str) -> Non
     await notify(session, CHANNEL, command_id)
 
 
-async def _make(session: AsyncSession, tenant_id: str, command: Found, move: Move) -> dict[str, Any]:
+async def _make(session: AsyncSession, tenant_id: str, command: Found, move: Move | Refuse) -> dict[str, Any]:
     """Make a move on the units; gives what changes of the command."""
     match move:
         case End():
@@ -101,6 +104,19 @@ async def _make(session: AsyncSession, tenant_id: str, command: Found, move: Mov
             return {"status": "running", "started_at": command.now, "next_at": command.now}
         case Stop():
             return {"status": "stopping", "outcome": "failed", "reason": move.reason}
+        case Refuse():
+            before, after = {"status": command.status}, {"status": "stopping", "reason": move.reason}
+            panel = Caller(kind="system", realm="panel", tenant_id=tenant_id)
+            audit(
+                session,
+                "command.refuse",
+                subject=command.id,
+                before=before,
+                after=after,
+                outcome="refused",
+                caller=panel,
+            )
+            return after | {"outcome": "refused"}
         case Finish():
             return {"status": move.status, "finished_at": command.now}
         case _:

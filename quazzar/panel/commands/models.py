@@ -46,8 +46,9 @@ class Command(Base):
     """What was asked for, and where its rollout is.
 
     `batch` is the one whose turn it is, from `next_at` on; `step_at` is when the rollout is to be looked at without
-    anything happening. `outcome` is what a stopping command will be. `revision` grows with every change of the command
-    or of its units. `args` with secrets in them are sealed; what is shown of them has masks.
+    anything happening. `outcome` is what a stopping command will be: `refused` is cancelled, and leaves alone what is
+    under way. `revision` grows with every change of the command or of its units. `args` with secrets in them are
+    sealed; what is shown of them has masks.
     """
 
     __tablename__ = "fleet_commands"

@@ -109,6 +109,14 @@ class Stop(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Refuse(msgspec.Struct, frozen=True):
+    """Made in the place of a `Begin` whose command's giver may not give it any more: nothing more begins; once nothing
+    is under way any more the command is cancelled.
+    """
+
+    reason: str
+
+
 class Finish(msgspec.Struct, frozen=True):
     """Every unit has ended, and with them the command."""
 
@@ -255,7 +263,7 @@ def _ending(tally: _Tally) -> Literal["completed", "failed", "expired", "cancell
 
 
 def _outcome(place: Place) -> Literal["failed", "cancelled"]:
-    return "cancelled" if place.outcome == "cancelled" else "failed"
+    return "cancelled" if place.outcome in ("cancelled", "refused") else "failed"
 
 
 def look_at(plan: Plan, place: Place, counts: Counts, now: datetime) -> datetime | None:

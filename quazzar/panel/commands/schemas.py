@@ -145,7 +145,7 @@ class CommandSummary(Out):
 
     `pending` waits for its moment. `stopping` begins nothing more, and its units that are under way come to their end;
     `reason` says why. At the end it is `failed` if a unit failed, else `expired` if one expired, `cancelled` if that
-    was asked for, and else `completed`. Values of `args` that may be secret are masked.
+    was asked for or who gave it may not any more, and else `completed`. Values of `args` that may be secret are masked.
     """
 
     id: CommandRef

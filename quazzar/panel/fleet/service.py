@@ -70,10 +70,15 @@ class Address:
 
 async def reach_of(session: AsyncSession, tenant_id: str, principal: Principal) -> Reach:
     """What a caller may see: someone bound to groups and instances sees those, and what lies below the groups."""
-    if principal.resources is None:
+    return await reach_within(session, tenant_id, principal.resources)
+
+
+async def reach_within(session: AsyncSession, tenant_id: str, resources: Collection[str] | None) -> Reach:
+    """What someone may see who is bound to these groups and instances; None is bound to nothing."""
+    if resources is None:
         return Reach()
-    groups = [name for name in principal.resources if name.startswith("grp_")]
-    instances = frozenset(name for name in principal.resources if name.startswith("inst_"))
+    groups = [name for name in resources if name.startswith("grp_")]
+    instances = frozenset(name for name in resources if name.startswith("inst_"))
     return Reach(instances, frozenset(await store.expand_groups(session, tenant_id, groups)))
 
 

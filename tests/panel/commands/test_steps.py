@@ -5,10 +5,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
+from sqlalchemy import text
 
+from quazzar.accounts.store import KeyPlace, add_api_key
 from quazzar.core.auth import Principal
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database, see_all_tenants
+from quazzar.core.ids import new_id
 from quazzar.core.records import Caller
 from quazzar.link.messages import Report
 from quazzar.panel.commands import engine, upkeep
@@ -18,7 +22,7 @@ from quazzar.panel.commands.service import CommandService
 from quazzar.panel.fleet.authority import Identity
 from quazzar.panel.fleet.hub import Socket
 from quazzar.settings import Settings
-from tests.factories.accounts import MadeUser, make_member
+from tests.factories.accounts import MadeUser, make_colleague, make_member
 from tests.panel.commands.instances import PanelProcess, ask, change, make_instance, set_instance
 
 HOUR = timedelta(hours=1)
@@ -45,24 +49,37 @@ class Rollout:
         """A command to so many instances, those of `offline_ones` offline from the moment on that it is given."""
         for number in range(total):
             self.instances.append(await make_instance(self.database, self.tenant_id, name=f"{number:03}"))
-        wanted = {name: more.pop(name) for name in ("expires_in_seconds", "schedule") if name in more}
-        data = CommandCreate(
-            kind="app.restart",
-            args={"app": "cloud"},
-            targets=Targets(instances=self.instances),
-            strategy=Strategy(**more),
-            offline=offline,
-            # Named first, then offline: so that they keep their places.
-            schedule=wanted.pop("schedule", None) or (datetime.now(UTC) + HOUR if offline_ones else None),
-            **wanted,
-        )
-        made = await self.do("create", data)
+        # Named first, then offline: so that they keep their places.
+        schedule = more.pop("schedule", None) or (datetime.now(UTC) + HOUR if offline_ones else None)
+        made = await self.do("create", self.asked(offline=offline, schedule=schedule, **more))
         self.id = made.id
         for number in offline_ones:
             await set_instance(self.database, self.instances[number], status="offline")
         if offline_ones:
             await self.pass_time(HOUR)
         return await self.now()
+
+    def asked(self, **more: Any) -> CommandCreate:
+        wanted = {name: more.pop(name) for name in ("expires_in_seconds", "schedule", "offline") if name in more}
+        return CommandCreate(
+            kind="app.restart",
+            args={"app": "cloud"},
+            targets=Targets(instances=self.instances),
+            strategy=Strategy(**more),
+            **wanted,
+        )
+
+    async def given_by(self, user: MadeUser, *, key: bool = False) -> str | None:
+        """From now on this user does everything, with a key of theirs if so; gives its id."""
+        key_id = new_id("key") if key else None
+        if key_id is not None:
+            place = KeyPlace(user.id, self.tenant_id)
+            values = {"id": key_id, "name": "x", "key_hash": key_id.encode(), "prefix": "x", "suffix": "x"}
+            async with self.database.begin(tenant=self.tenant_id) as session:
+                expires_at = datetime.now(UTC) + HOUR
+                await add_api_key(session, place, scopes=["fleet:operate"], expires_at=expires_at, **values)
+        self._principal = structs.replace(self._principal, user_id=user.id, key_id=key_id)
+        return key_id
 
     async def do(self, verb: str, *args: Any) -> CommandOut:
         async with self.database.begin(tenant=self.tenant_id) as session:
@@ -124,6 +141,12 @@ class Rollout:
     async def finished(self) -> list[dict[str, Any]]:
         query = "SELECT data FROM events WHERE subject = :id AND type = 'command.finished' ORDER BY position"
         return [row[0] for row in await ask(self.database, query, id=self.id)]
+
+    async def refused(self, command_id: str) -> None:
+        """The audit log of the tenant says once that the panel refused the command, and why."""
+        query = "SELECT actor_kind, outcome, chain, after ->> 'reason' IS NOT NULL FROM audit_records"
+        found = await ask(self.database, f"{query} WHERE subject = :id AND action = 'command.refuse'", id=command_id)
+        assert [tuple(row) for row in found] == [("system", "refused", f"panel:{self.tenant_id}", True)]
 
 
 @pytest.fixture
@@ -388,6 +411,66 @@ async def test_a_scheduled_one_can_be_cancelled_and_runs_out(rollout: Rollout) -
     await rollout.begin(2, schedule=datetime.now(UTC) + HOUR)
     assert (await rollout.do("cancel")).status == "cancelled"
     assert await rollout.units() == "XX"
+
+
+@pytest.mark.parametrize(
+    ("change_of_giver", "reason"),
+    [
+        ("DELETE FROM memberships WHERE user_id = :user", "Who gave it is no member any more"),
+        ("UPDATE memberships SET role = 'viewer' WHERE user_id = :user", "Who gave it does not have fleet:operate"),
+        ("UPDATE memberships SET resources = ARRAY[:other] WHERE user_id = :user", "Who gave it is bound to other"),
+        ("DELETE FROM api_keys WHERE user_id = :user", "The API key that it was given with is not valid"),
+        ("UPDATE api_keys SET expires_at = now() WHERE user_id = :user", "The API key that it was given with is not"),
+        ("UPDATE api_keys SET scopes = ARRAY['fleet:read'] WHERE user_id = :user", "Who gave it does not have fleet"),
+    ],
+)
+async def test_what_waits_dies_with_the_right_to_give_it(rollout: Rollout, change_of_giver: str, reason: str) -> None:
+    """Both what waits for its moment and what waits for an instance; what is under way comes to its end."""
+    giver = await make_colleague(rollout.database, rollout.tenant_id, "operator")
+    key_id = await rollout.given_by(giver, key="api_keys" in change_of_giver)
+    first = await rollout.begin(3, offline_ones=(2,))
+    orders = await rollout.send()
+    later = await rollout.do("create", rollout.asked(schedule=datetime.now(UTC) + HOUR))
+    async with rollout.database.begin(tenant=rollout.tenant_id) as session:
+        values = {"user": giver.id, "other": rollout.instances[0]}
+        names = {name: value for name, value in values.items() if f":{name}" in change_of_giver}
+        await session.execute(text(change_of_giver), names)
+    assert (await rollout.look()).status == "running", "nothing is to begin yet"
+    await set_instance(rollout.database, rollout.instances[2], status="online")
+    assert ((await rollout.look()).status, await rollout.units()) == ("stopping", "ppX")
+    done = await rollout.end(orders)
+    assert (done.status, await rollout.units()) == ("cancelled", "CCX")
+    assert (done.reason or "").startswith(reason)
+    await rollout.refused(first.id)
+    rollout.id = later.id
+    refused = await rollout.pass_time(HOUR)
+    assert (refused.status, await rollout.units()) == ("cancelled", "XXX")
+    assert (refused.reason or "").startswith(reason)
+    assert refused.created_by == (key_id or giver.id)
+    assert await rollout.send() == {}
+    assert [event["reason"] for event in await rollout.finished()] == [refused.reason]
+    await rollout.refused(later.id)
+
+
+async def test_who_comes_from_the_parent_gives_commands_while_they_may_enter(
+    rollout: Rollout, database: Database
+) -> None:
+    """Whoever's transaction takes the step: here that of a report, and that of one who does not see the parent."""
+    guest = await make_member(database)
+    values = {"parent": guest.tenant_id, "tenant": rollout.tenant_id, "user": guest.id, "id": new_id("mem")}
+    become = "UPDATE tenants SET kind = 'client', parent_id = :parent, parent_access = 'operator' WHERE id = :tenant"
+    enter = "INSERT INTO memberships (tenant_id, user_id, parent_id, id) VALUES (:tenant, :user, :parent, :id)"
+    async with database.begin(tenant=rollout.tenant_id) as session:
+        await session.execute(text(become), values)
+        await session.execute(text(enter), values)
+    await rollout.given_by(guest)
+    await rollout.begin(2, batch_size=1)
+    await rollout.end(await rollout.send())
+    await rollout.do("pause")
+    await rollout.given_by(await make_colleague(database, rollout.tenant_id, "operator"))
+    await rollout.do("resume")
+    done = await rollout.end(await rollout.send())
+    assert (done.status, done.reason, await rollout.units()) == ("completed", None, "CC")
 
 
 async def test_nothing_begins_after_its_time(rollout: Rollout) -> None:
