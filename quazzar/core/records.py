@@ -224,8 +224,10 @@ def _pending(session: AsyncSession) -> _Pending:
 
 
 # The head of a chain is a row: locking it waits for the transaction before and then reads what that one wrote.
+# Row-level security shows it to its tenant alone, whose the rest of the transaction is: nothing but records follow.
 _HEAD = text(
-    "INSERT INTO audit_heads AS head (chain, number, hash) VALUES (:chain, 0, :genesis) "
+    "WITH whose AS MATERIALIZED (SELECT set_config('app.tenant', :tenant, true))"
+    " INSERT INTO audit_heads AS head (chain, number, hash) SELECT :chain, 0, :genesis FROM whose "
     "ON CONFLICT (chain) DO UPDATE SET number = head.number RETURNING number, hash"
 )
 _SET_HEAD = text("UPDATE audit_heads SET number = :number, hash = :hash WHERE chain = :chain")
@@ -257,7 +259,8 @@ async def _write(session: AsyncSession) -> None:
 
 
 async def _append(session: AsyncSession, chain: str, records: list[dict[str, Any]]) -> None:
-    number, last = (await session.execute(_HEAD, {"chain": chain, "genesis": GENESIS})).one()
+    whose = {"chain": chain, "tenant": records[0]["tenant_id"] or ""}
+    number, last = (await session.execute(_HEAD, whose | {"genesis": GENESIS})).one()
     rows = []
     for record in records:
         number += 1

@@ -7,15 +7,17 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 from sqlalchemy import insert, text
+from sqlalchemy.exc import ProgrammingError
 
 import quazzar.tables  # noqa: F401 - every model on the metadata
 from quazzar.accounts.models import ApiKey, Session
 from quazzar.channels.models import NotificationChannel
+from quazzar.core.auth import Realm
 from quazzar.core.db import Base, Database
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import enqueue
 from quazzar.core.postgres import DatabaseUrls
-from quazzar.core.records import Event, audit, publish
+from quazzar.core.records import Caller, Event, audit, publish
 from quazzar.invitations.jobs import prune
 from quazzar.invitations.models import Invitation
 from quazzar.webhooks.models import Webhook, WebhookDelivery
@@ -27,6 +29,8 @@ TABLES = sorted(
     for table in Base.metadata.sorted_tables
     if "tenant_id" in table.columns and table.columns["tenant_id"].nullable
 )
+
+_TAKE_HEAD = text("INSERT INTO audit_heads VALUES (:chain, 0, '') ON CONFLICT (chain) DO UPDATE SET number = 0")
 
 
 class Whispered(Event):
@@ -89,6 +93,27 @@ async def test_a_tenants_transaction_has_none_of_them(
         if table != "audit_records":
             gone = await session.execute(text(f"DELETE FROM {table} WHERE tenant_id IS NULL RETURNING 1"))
             assert gone.all() == []
+
+
+async def test_the_heads_of_other_chains_are_neither_seen_nor_moved(database: Database, of_nobody: None) -> None:
+    """A chain has no column for its tenant, whose name is in its own."""
+    del of_nobody
+    ada, eve = await make_member(database), await make_member(database)
+    chains = {ada.tenant_id: f"panel:{ada.tenant_id}", eve.tenant_id: f"panel:{eve.tenant_id}", None: "instance"}
+    for tenant in chains:
+        async with database.begin() as session:
+            realm: Realm = "instance" if tenant is None else "panel"
+            audit(session, "wall.whisper", caller=Caller(kind="system", realm=realm, tenant_id=tenant))
+    for tenant, mine in chains.items():
+        async with database.begin(tenant=tenant) as session:
+            seen = set((await session.execute(text("SELECT chain FROM audit_heads"))).scalars())
+            assert (mine in seen, seen & set(chains.values())) == (True, {mine})
+            moved = await session.execute(text("UPDATE audit_heads SET number = number RETURNING chain"))
+            assert set(moved.scalars()) == seen
+        for chain in {*chains.values(), f"panel:{new_id('ten')}"} - {mine}:
+            with pytest.raises(ProgrammingError, match="row-level security"):
+                async with database.begin(tenant=tenant) as session:
+                    await session.execute(_TAKE_HEAD, {"chain": chain})
 
 
 async def test_what_a_tenants_change_has_the_process_do_is_written_all_the_same(database: Database) -> None:
