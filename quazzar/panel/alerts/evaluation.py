@@ -7,6 +7,7 @@ the tenant as it was.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from time import monotonic
 from typing import Any, Final, cast
 
 import msgspec
@@ -26,6 +27,9 @@ FLAP: Final = timedelta(minutes=5)
 PAUSE: Final = timedelta(minutes=2)
 """No evaluation for longer than this: the panel itself was away, and heard nobody."""
 
+_RESTS: Final = 4
+"""A tenant whose many rules and instances take long gets its next turn after as many times that: others wait for it."""
+
 
 class Pace(msgspec.Struct, frozen=True):
     """How often a tenant is evaluated, and how long the first alert of a rule waits for others that fire with it, so
@@ -35,12 +39,17 @@ class Pace(msgspec.Struct, frozen=True):
     every: timedelta
     group: timedelta
 
+    def until_next(self, seconds: float) -> timedelta:
+        """From one evaluation, which took so long, to the next."""
+        return max(self.every, min(timedelta(seconds=seconds) * _RESTS, PAUSE / 2))
+
 
 async def evaluate(session: AsyncSession, tenant_id: str, now: datetime, pace: Pace) -> bool | None:
     """Judge all rules of the tenant, whose scope the transaction has, as of `now`.
 
     None when it is not due or another process is at it, else whether anything is to be told by now.
     """
+    began = monotonic()
     turn = await store.take_turn(session, tenant_id, now)
     if turn is None:
         return None
@@ -66,7 +75,8 @@ async def evaluate(session: AsyncSession, tenant_id: str, now: datetime, pace: P
     await _end(session, tenant_id, gone, "The rule does not watch it any more", now)
     if any(rule.repeat_seconds is not None for rule in rules.values()):
         await judging.repeat(session, tenant_id, now)
-    await store.end_turn(session, tenant_id, evaluated_at=now, resumed_at=resumed_at, due_at=now + pace.every)
+    due_at = now + pace.until_next(monotonic() - began)
+    await store.end_turn(session, tenant_id, evaluated_at=now, resumed_at=resumed_at, due_at=due_at)
     return await store.has_due_notices(session, tenant_id, now)
 
 

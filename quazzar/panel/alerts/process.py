@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import count
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -82,18 +83,19 @@ class Watch:
                 at = now if now is not None else await upkeep.database_time(session)
                 due = await upkeep.find_due(session, at, _BATCH, after=last)
             for tenant_id, _ in due:
+                began = monotonic()
                 try:
                     await self.look(tenant_id, at)
                 except Exception as error:
                     log.warning("alerts.evaluation_failed", tenant_id=tenant_id, exc_info=error)
-                    await self._postpone(tenant_id, at)
+                    await self._postpone(tenant_id, at + self._pace.until_next(monotonic() - began))
             if len(due) < _BATCH:
                 return
             last = due[-1]
 
-    async def _postpone(self, tenant_id: str, now: datetime) -> None:
+    async def _postpone(self, tenant_id: str, due_at: datetime) -> None:
         async with self._database.begin(tenant=tenant_id) as session:
-            await store.end_turn(session, tenant_id, due_at=now + self._pace.every)
+            await store.end_turn(session, tenant_id, due_at=due_at)
 
     async def look(self, tenant_id: str, now: datetime) -> None:
         """Evaluate one tenant if it is due and nobody else does, and tell what is to be told."""

@@ -398,6 +398,37 @@ async def test_one_tenant_that_fails_holds_up_no_other(lab: Lab, monkeypatch: py
     assert due == lab.now + timedelta(seconds=15)
 
 
+@pytest.mark.parametrize(("took", "rests"), [(0.5, 15), (8, 32), (1_000, 60)])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_tenant_that_takes_long_gives_others_their_turns(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, took: float, rests: float, fails: bool
+) -> None:
+    """Never so seldom that the panel would seem to have been away."""
+    clock = 0.0
+    usual = judging.find_changes
+
+    async def slow(*args: Any) -> Any:
+        nonlocal clock
+        clock += took
+        if fails:
+            raise ValueError
+        return await usual(*args)
+
+    await lab.rule()
+    await lab.instance()
+    async with lab.database.begin(tenant=lab.tenant_id) as session:
+        await session.execute(text("DELETE FROM alert_rules WHERE name <> 'Rule'"))
+    monkeypatch.setattr(judging, "find_changes", slow)
+    for module in (evaluation, process):
+        monkeypatch.setattr(module, "monotonic", lambda: clock)
+    watch = lab.watcher()
+    watch._pace = Pace(timedelta(seconds=15), timedelta(seconds=30))
+    await watch.step(lab.now)
+    assert [row["due_at"] for row in await lab.rows("SELECT due_at FROM alert_turns")] == [
+        lab.now + timedelta(seconds=rests)
+    ]
+
+
 async def test_tenants_that_another_process_is_at_hold_up_no_other(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_BATCH", 2)
     for _ in range(3):
