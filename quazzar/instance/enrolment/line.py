@@ -60,7 +60,6 @@ _CERTIFICATE_FILE: Final = "panel-link.crt"
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 OPEN_SECONDS: Final = 20.0
-_LOOK_SECONDS: Final = 0.5
 _ASK_AGAIN: Final = timedelta(hours=1)
 """For so long an answer to the wish for a new certificate is waited for."""
 _SELF = Principal(realm="instance", user_id="panel", client="panel", scopes=frozenset({"apps:read"}))
@@ -86,6 +85,8 @@ class Line:
         self._wanted = asyncio.Event()
         self._socket: ClientConnection | None = None
         self._linked_as: str | None = None
+        # There is a panel, and no line to it.
+        self._cut_off = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -130,9 +131,11 @@ class Line:
                 link = await self._link()
                 self._linked_as = None if link is None else link.instance_id
                 if link is None:
+                    self._cut_off.clear()
                     self.error = None
                     await self._wake.wait()
                     continue
+                self._cut_off.set()
                 if await self._anywhere(link):
                     pause = FIRST_PAUSE
             except InvalidStatus as error:
@@ -187,6 +190,7 @@ class Line:
                 self._socket = socket
                 welcome, state = await self._greet(socket, link)
                 greeted = self.connected = True
+                self._cut_off.clear()
                 self.error = None
                 log.info("The line to the panel is open", panel=link.panel_url)
                 await self._speak(socket, link, welcome, state, self._desk(socket, link))
@@ -197,6 +201,7 @@ class Line:
                 greeted = False
         finally:
             self.connected = False
+            self._cut_off.set()
             self.clock = PanelClock(None)
             self._socket = None
             await self._settle(code)
@@ -237,10 +242,11 @@ class Line:
                 await self.recorder.cut(self._linked_as)
 
     async def _record(self) -> None:
-        """Measure while there is no line, as often as there would be a heartbeat."""
+        """Measure while there is no line, as often as there would be a heartbeat; without a panel never."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if self.connected or self._linked_as is None or not self.recorder.is_due:
+            await self._cut_off.wait()
+            await self.recorder.rest()
+            if self._linked_as is None or not self._cut_off.is_set() or self.recorder.due_in > 0:
                 continue
             try:
                 await self.recorder.keep(self._linked_as)

@@ -1,6 +1,7 @@
 """Measuring with each heartbeat, whether there is a line to tell it on or not."""
 
 import asyncio
+from asyncio import sleep
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,9 +44,13 @@ class Recorder:
         return Sample(now, self._meter.measure(), shown)
 
     @property
-    def is_due(self) -> bool:
-        """Whether it is time for the next measurement."""
-        return monotonic() - self._measured_at >= self.seconds
+    def due_in(self) -> float:
+        """Seconds until it is time for the next measurement, none or less once it is."""
+        return self._measured_at + self.seconds - monotonic()
+
+    async def rest(self) -> None:
+        """Until the next measurement is due, as it looks now."""
+        await sleep(max(0.0, self.due_in))
 
     def sending(self, sample: Sample) -> None:
         """It goes over the line now; whether it arrives is not known before a while has passed."""

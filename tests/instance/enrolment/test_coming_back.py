@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,51 @@ class Attempts:
 
     async def rest(self, seconds: float) -> None:
         self.rests.append(seconds)
+
+
+async def test_who_measures_for_a_panel_sleeps_until_something_is_due(
+    tmp_path: Path, database: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a panel nothing is measured or looked at; without a line as often as there would be heartbeats."""
+    line = Line(database, tmp_path, keyring, Usage())
+    links: list[Any] = []
+    slept: list[float] = []
+    asked, over = asyncio.Event(), asyncio.Event()
+
+    async def link() -> Any:
+        asked.set()
+        return links[0] if links else None
+
+    async def unreachable(_: Any) -> bool:
+        await over.wait()
+        raise OSError
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def keep(instance_id: str) -> None:
+        assert instance_id == "inst_a"
+        await line.recorder.measure()
+        if len(slept) == 3:
+            over.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(line, "_link", link)
+    monkeypatch.setattr(line, "_anywhere", unreachable)
+    monkeypatch.setattr(line.recorder, "keep", keep)
+    monkeypatch.setattr("quazzar.instance.enrolment.recording.monotonic", lambda: sum(slept))
+    monkeypatch.setattr("quazzar.instance.enrolment.recording.sleep", sleep)
+    await line.recorder.measure()
+    await line.start()
+    try:
+        await asyncio.wait_for(asked.wait(), 30)
+        assert slept == []
+        links.append(SimpleNamespace(instance_id="inst_a"))
+        line.changed()
+        await asyncio.wait_for(over.wait(), 30)
+        assert slept == [30, 30, 30]
+    finally:
+        await line.stop()
 
 
 async def test_pauses_double_to_half_a_minute_and_begin_anew_once_it_was_greeted(
