@@ -1,6 +1,6 @@
 """Route decorators of this project: Litestar's handlers with a guard check that copies nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import NoneType
 from typing import Any, cast
 
@@ -8,10 +8,13 @@ import msgspec
 from litestar import Litestar, Request
 from litestar.connection import ASGIConnection
 from litestar.enums import HttpMethod
+from litestar.exceptions import ValidationException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import QueryParameter
 from litestar.response.base import ASGIResponse
 from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, ExceptionHandlersMap, Receive, Scope, Send
+from litestar.typing import FieldDefinition
 
 from quazzar.core.idempotency import Pending
 from quazzar.core.schema import In, decode_body
@@ -33,6 +36,7 @@ class Endpoint(HTTPRouteHandler):
     """
 
     _gathered: "ExceptionHandlersMap | None" = None
+    _nullable: "frozenset[str] | None" = None
     _refuses_body: bool | None = None
 
     def resolve_exception_handlers(self) -> ExceptionHandlersMap:
@@ -46,8 +50,30 @@ class Endpoint(HTTPRouteHandler):
         if self._refuses_body is None:
             bare = self.parsed_data_field is None and READS_BODY not in self.opt
             self._refuses_body = bare and "GET" not in self.http_methods
+        self._refuse_null(connection)
         if self._refuses_body and isinstance(connection, Request) and (body := await connection.body()):
             decode_body(body, _Nothing)
+
+    def _refuse_null(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+        """`null` in a query is a value like any other, where the framework would take it for no parameter at all."""
+        if self._nullable is None:
+            self._nullable = frozenset(self._find_nullable())
+        if self._nullable and b"null" in connection.scope["query_string"].lower():
+            query = connection.query_params
+            wrong = [name for name in sorted(self._nullable) if query.get(name, "").lower() == "null"]
+            if wrong:
+                extra = [{"key": name, "message": "Invalid enum value 'null'"} for name in wrong]
+                raise ValidationException(extra=extra)
+
+    def _find_nullable(self) -> Iterator[str]:
+        """Names of such parameters, of the handler and of what it depends on."""
+        providers, signatures = dict(self.resolve_dependencies()), [self.parsed_fn_signature]
+        for signature in signatures:
+            for name, field in signature.parameters.items():
+                if name in providers:
+                    signatures.append(providers.pop(name).parsed_fn_signature)
+                elif isinstance(field.kwarg_definition, QueryParameter) and _takes_null(field):
+                    yield field.kwarg_definition.name or name
 
     async def to_response(self, app: Litestar, data: Any, request: Request[Any, Any, Any]) -> ASGIApp:
         """Build the answer, keep it when it has an `Idempotency-Key`, and commit the request's transaction."""
@@ -63,6 +89,16 @@ class Endpoint(HTTPRouteHandler):
         if transaction is not None:
             await transaction.__aexit__(None, None, None)
         return response
+
+
+def _takes_null(field: FieldDefinition) -> bool:
+    """Of several values of one name each is read by itself, and none as a whole."""
+    if field.is_non_string_sequence:
+        return False
+    try:
+        return msgspec.convert("null", field.annotation, strict=False) is None
+    except msgspec.ValidationError:
+        return False
 
 
 _PLAIN = (msgspec.Struct, list, dict, NoneType)
