@@ -363,6 +363,37 @@ async def test_members_of_the_parent_are_not_the_clients_to_promote(
     assert (await client.get(f"{API}/auth/me", headers=guest)).status_code == 401
 
 
+async def test_who_comes_from_the_parent_becomes_a_member_by_an_invitation(
+    client: httpx.AsyncClient, ada: MadeUser, owner: Headers, database: Database
+) -> None:
+    """Under the id that they have, in the session that they are in, and also once they have left the parent."""
+    await client.patch(f"{API}/tenants/{ada.tenant_id}", json={"kind": "msp"}, headers=owner)
+    body = {"name": "Client", "kind": "client", "parent_access": "viewer"}
+    client_id = (await client.post(f"{API}/tenants", json=body, headers=owner)).json()["id"]
+    grace, hers = await colleague(client, database, ada, "admin")
+    at_home = await member_id(client, owner, grace)
+    own = await headers_of(client, await make_colleague(database, client_id, "owner"))
+    switched = await client.post(f"{API}/auth/switch-tenant", json={"tenant_id": client_id}, headers=hers)
+    guest = bearer(switched.json()["access_token"])
+    before = await member_id(client, own, grace)
+    invited, again = [await invite(client, own, email, "admin") for email in (grace.name, address())]
+    joined = await accept(client, invited, headers=guest)
+    assert (joined.status_code, joined.json()["member_id"], joined.json()["role"]) == (200, before, "admin")
+    listed = {one["user_id"]: one for one in (await client.get(MEMBERS, headers=own)).json()}
+    assert (listed[grace.id]["from_parent"], listed[grace.id]["role"]) == (False, "admin")
+    assert "members:write" in await permissions(client, guest)
+    assert (await happened(database, client_id))[-1] == "member.joined"
+    # Whoever is one already stays what they are.
+    async with database.begin(tenant=client_id) as session:
+        values = {"email": grace.name, "id": again["id"]}
+        await session.execute(text("DELETE FROM invitations WHERE email = :email"), values)
+        await session.execute(text("UPDATE invitations SET email = :email, role = 'viewer' WHERE id = :id"), values)
+    taken = await accept(client, again, headers=guest)
+    assert (taken.status_code, taken.json()["code"]) == (409, "member_exists")
+    assert (await client.delete(f"{MEMBERS}/{at_home}", headers=owner)).status_code == 204
+    assert "members:write" in await permissions(client, guest)
+
+
 # --- roles ---
 
 

@@ -9,7 +9,6 @@ from quazzar.accounts import store as accounts_store
 from quazzar.accounts.policy import check_password
 from quazzar.accounts.process import Accounts
 from quazzar.core.auth import Principal
-from quazzar.core.db import unique_or
 from quazzar.core.errors import Forbidden, Invalid
 from quazzar.core.ids import new_id
 from quazzar.core.records import Caller, audit, publish
@@ -33,7 +32,7 @@ class JoiningService:
         self._principal = principal
 
     async def accept(self, data: InvitationAccept) -> InvitationAcceptedOut:
-        """Make the invited person a member.
+        """Make the invited person a member; who has come in from the parent tenant so far is one then.
 
         Logged in, they must have the invited address (`InvitationForAnother`). Otherwise the address must have no
         account (`LoginRequired`), and name and password make it. Raises what `look_up` and `accept` raise,
@@ -80,16 +79,10 @@ class JoiningService:
         row: Any = presented.row
         session, tenants = self._session, TenantService(self._session)
         await accept(session, presented, user_id=user_id)
-        member_id = new_id("mem")
-        async with unique_or(MemberExists()):
-            await tenants.join(
-                row.tenant_id,
-                id=member_id,
-                user_id=user_id,
-                role=row.role,
-                role_id=row.role_id,
-                resources=row.resources,
-            )
+        given = {"role": row.role, "role_id": row.role_id, "resources": row.resources}
+        member_id = await tenants.join(row.tenant_id, user_id, **given)
+        if member_id is None:
+            raise MemberExists
         await self._accounts.authenticator.drop_with(session, user_id)
         caller: Caller = session.info["caller"]
         session.info["caller"] = structs.replace(caller, kind="user", id=user_id, tenant_id=row.tenant_id)

@@ -93,9 +93,11 @@ class TenantService:
         """Whoever acts on it has locked the tenant."""
         return await store.count_owners(self._session, tenant_id)
 
-    async def join(self, tenant_id: str, **values: Any) -> None:
-        """Add a member; the transaction's scope must be the tenant. Breaks a unique constraint for one who is there."""
-        await store.add_membership(self._session, tenant_id, **values)
+    async def join(self, tenant_id: str, user_id: str, **values: Any) -> str | None:
+        """Make somebody a member, also who has come in from the parent tenant so far; the transaction's scope must be
+        the tenant. Gives the member's id, None for who is one already.
+        """
+        return await store.add_member(self._session, tenant_id, id=new_id("mem"), user_id=user_id, **values)
 
     async def forget(self, accounts: Accounts, tenant_id: str) -> None:
         """With the commit, what is remembered of the permissions of its members is void: here, and in its clients."""

@@ -57,6 +57,20 @@ async def add_membership(session: AsyncSession, tenant_id: str, **values: Any) -
     await session.execute(insert(Membership).values(tenant_id=tenant_id, **values))
 
 
+async def add_member(session: AsyncSession, tenant_id: str, **values: Any) -> str | None:
+    """Add a member; who has come in from the parent so far is one from now on, under the id that they have. Gives the
+    member's id, None when they are one already.
+    """
+    made = upsert(Membership).values(tenant_id=tenant_id, **values)
+    given = {name: made.excluded[name] for name in ("role", "role_id", "resources", "parent_id")}
+    statement = made.on_conflict_do_update(
+        index_elements=[Membership.tenant_id, Membership.user_id],
+        set_=given | {"created_at": func.now()},
+        where=Membership.parent_id.is_not(None),
+    )
+    return (await session.execute(statement.returning(Membership.id))).scalar_one_or_none()
+
+
 async def add_guest(session: AsyncSession, tenant_id: str, *, user_id: str, parent_id: str) -> None:
     """A member of the parent who comes in for the first time; nothing changes for one who is here already."""
     values = {"tenant_id": tenant_id, "id": new_id("mem"), "user_id": user_id, "parent_id": parent_id}
