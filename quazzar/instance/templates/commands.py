@@ -1,7 +1,6 @@
 """Commands: words that are split before anything is filled in, and text that a shell will read."""
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -11,6 +10,12 @@ from quazzar.instance.templates.yaml_nodes import Node, Scalar
 
 MAX_LINE = 4096
 
+_PIECE = re.compile(
+    r"""(?P<space>[ \t\r\n]+)|'(?P<single>[^']*)'|"(?P<double>(?:\\.|[^"\\])*)"|\\(?P<escaped>.)"""
+    r"""|(?P<operator>[;&|<>])|(?P<plain>[^ \t\r\n'"\\;&|<>]+)""",
+    re.DOTALL,
+)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SHELL_FLAG = re.compile(r"-[a-z]{0,8}c")
 
 
@@ -61,18 +66,16 @@ def _is_shell_flag(word: Word) -> bool:
 
 
 def split_words(parts: Parts) -> list[Parts]:
-    """As a shell splits a line, where each `${…}` is one piece of a word however it is written.
+    """As Compose splits a line, where each `${…}` is one piece of a word however it is written.
 
-    Raises ValueError with a sentence part.
+    It is not quite as a shell does: a backslash between double quotes goes away before any letter. What is of use to
+    a shell only is refused: Compose forgets the rest of the line there. Raises ValueError with a sentence part.
     """
     # YAML text never has the character that stands for a reference here.
     line = "".join(part if isinstance(part, str) else "\x00" for part in parts)
     if len(line) > MAX_LINE:
         raise ValueError(f"must be a line of at most {MAX_LINE} characters; a list may be longer")
-    try:
-        words = shlex.split(line, comments=False, posix=True)
-    except ValueError:
-        raise ValueError("must be a line whose quotes are closed") from None
+    words = list(_split(line))
     waiting = (part for part in parts if not isinstance(part, str))
     found: list[Parts] = []
     for word in words:
@@ -84,3 +87,28 @@ def split_words(parts: Parts) -> list[Parts]:
                 pieces.append(piece)
         found.append(tuple(pieces))
     return found
+
+
+def _split(line: str) -> Iterator[str]:
+    word: str | None = None
+    at = 0
+    while at < len(line):
+        piece = _PIECE.match(line, at)
+        if piece is None:
+            raise ValueError("must be a line whose quotes are closed")
+        at = piece.end()
+        match piece.lastgroup:
+            case "space":
+                if word is not None:
+                    yield word
+                word = None
+            case "operator":
+                raise ValueError(
+                    f'has {piece.group()}, which only a shell knows: write ["sh", "-c", "…"], or put it in quotes'
+                )
+            case "double":
+                word = (word or "") + _ESCAPED.sub(r"\1", piece["double"])
+            case kind:
+                word = (word or "") + piece[str(kind)]
+    if word is not None:
+        yield word

@@ -185,6 +185,7 @@ def _reader(problems: Problems, values: Mapping[str, str], environment: Mapping[
     reader = Reader(problems, values)
     if environment is not None:
         reader.hint = "give it in env, or write ${NAME:-default}"
+        reader.from_environment = True
     return reader
 
 

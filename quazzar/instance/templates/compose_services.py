@@ -27,7 +27,6 @@ from quazzar.instance.templates.names import (
     capability,
     container_path,
     environment_name,
-    host_name,
     image_reference,
     label_name,
     network_alias,
@@ -43,6 +42,8 @@ from quazzar.instance.templates.yaml_nodes import Node, Scalar
 
 DEFAULT_NETWORK = "default"
 MAX_PIDS = 65_536
+OWN_NETWORKS = ("bridge", "default")
+"""The values of `network_mode` that ask for no more than any network."""
 RESTARTS = ("no", "always", "on-failure", "unless-stopped")
 CONDITIONS = ("service_started", "service_healthy", "service_completed_successfully")
 _PULL_POLICY = re.compile(r"always|never|missing|if_not_present|daily|weekly|every_(?:[0-9]{1,4}[wdhms])+")
@@ -106,7 +107,7 @@ class ServiceReader:
             "restart": self._restart,
             "user": self._user,
             "working_dir": self._simple("working_dir", container_path),
-            "hostname": self._simple("hostname", host_name),
+            "hostname": self._simple("hostname", network_alias),
             "stop_signal": self._simple("stop_signal", stop_signal),
             "read_only": self._flag("read_only"),
             "init": self._flag("init"),
@@ -173,6 +174,8 @@ class ServiceReader:
     def _key(self, draft: _Draft, key: str, line: int, value: Node, path: str) -> None:
         if key in self.MOUNT_KEYS:
             draft.nodes[key] = value
+        elif key == "network_mode" and isinstance(value, Scalar) and value.value in OWN_NETWORKS:
+            self.reader.note(path, line, "is ignored: every app has networks of its own")
         elif self.declared.trusted and key in TRUSTED:
             if not refusals.says_nothing(value):
                 TRUSTED[key](self.reader, draft.host, value, path)
@@ -329,12 +332,16 @@ class ServiceReader:
     def _environment(self, draft: _Draft, node: Node, path: str) -> None:
         draft.values["environment"] = read_pairs(self.reader, node, path, environment_name, bare=self._bare)
 
-    def _bare(self, node: Node, path: str, name: str) -> str:
-        """`NAME` without a value takes the value of the field of that name."""
-        if name not in self.reader.names:
+    def _bare(self, node: Node, path: str, name: str) -> str | None:
+        """`NAME` without a value takes the value of the field of that name, and isn't there where that has none."""
+        if name in self.reader.names:
+            return self.reader.values.get(name)
+        if self.reader.from_environment:
+            self.reader.note(path, node.line, "has no value and is left out; give it in env")
+        else:
             said = f"{shown(name)} has no value; write {shown(name)}= for an empty one"
             self.reader.problem(path, node.line, said, "missing")
-        return self.reader.values.get(name, "")
+        return None
 
     def _labels(self, draft: _Draft, node: Node, path: str) -> None:
         draft.values["labels"] = read_pairs(self.reader, node, path, label_name, bare=lambda *_: "")
@@ -424,7 +431,7 @@ class ServiceReader:
             elif key in {"priority", "gw_priority"}:
                 self.reader.note(where, line, "is ignored")
             elif key in _NETWORK_ADDRESSES:
-                refusals.unsupported(self.reader, key, line, where, "addresses are given by the engine")
+                refusals.unsupported(self.reader, key, line, where, "addresses are given by the engine; leave it out")
             else:
                 self.reader.unknown(key, line, where, ("aliases",))
         return tuple(found)
@@ -482,7 +489,7 @@ class ServiceReader:
         for key, line, value, where in self.reader.mapping(node, path):
             if key == "resources":
                 self._deploy_resources(draft, value, where)
-            elif key == "replicas" and isinstance(value, Scalar) and value.value in {1, "1"}:
+            elif isinstance(value, Scalar) and (key, str(value.value)) in _ONE_CONTAINER:
                 continue
             elif key in _DEPLOY_KEYS:
                 refusals.unsupported(self.reader, key, line, where, _DEPLOY_KEYS[key])
@@ -506,8 +513,7 @@ class ServiceReader:
                 self.reader.parsed(value, where, quantities.cpu_count, 1.0, loose=True)
                 self.reader.note(where, line, "is ignored: CPU time is shared, and only limits hold")
             elif key in {"devices", "generic_resources"}:
-                reason = refusals.REFUSED_IN_SERVICE["devices"]
-                refusals.refuse(self.reader, key, line, where, reason, trusted=self.declared.trusted)
+                refusals.refuse(self.reader, key, line, where, refusals.DEVICES, trusted=self.declared.trusted)
             else:
                 self.reader.unknown(key, line, where, ("memory", "cpus"))
 
@@ -544,15 +550,16 @@ _LIMITS: tuple[tuple[str, str, Callable[[str], Any]], ...] = (
     ("cpus", "cpus", quantities.cpu_count),
     ("pids", "pids", _pids),
 )
+_ONE_CONTAINER = {("replicas", "1"), ("mode", "replicated")}
 _DEPLOY_KEYS: Mapping[str, str] = {
     "replicas": "each service is one container",
     "mode": "each service is one container",
     "endpoint_mode": "each service is one container",
     "labels": "use labels of the service",
-    "placement": "an app runs where it is installed",
+    "placement": "an app runs where it is installed; leave it out",
     "restart_policy": "use restart",
-    "update_config": "updates and rollbacks are the platform's",
-    "rollback_config": "updates and rollbacks are the platform's",
+    "update_config": "updates and rollbacks are the platform's; leave it out",
+    "rollback_config": "updates and rollbacks are the platform's; leave it out",
 }
 
 

@@ -47,7 +47,7 @@ def _test(reader: Reader, node: Node, path: str) -> tuple[str, ...]:
             reader.expected(node, path, "a list with at least one item")
         return ()
     kind = items[0][0].value if isinstance(items[0][0], Scalar) else None
-    lengths = {"NONE": (1, 1), "CMD": (2, 1000), "CMD-SHELL": (2, 2)}
+    lengths = {"NONE": (1, 1), "CMD": (2, 1000), "CMD-SHELL": (2, 1000)}
     if not isinstance(kind, str) or kind not in lengths:
         reader.expected(items[0][0], items[0][1], "one of: CMD, CMD-SHELL, NONE")
         return ()

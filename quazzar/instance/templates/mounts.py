@@ -7,19 +7,26 @@ from quazzar.instance.apps.host_paths import SOCKETS, host_path
 from quazzar.instance.apps.spec import BindSpec, FileSpec, MountSpec, TmpfsSpec
 from quazzar.instance.templates.interpolation import Parts, split_parts
 from quazzar.instance.templates.names import mount_target
+from quazzar.instance.templates.problems import shown
 from quazzar.instance.templates.quantities import size_bytes, whole_number
 from quazzar.instance.templates.reader import Opaque, Reader, last
 from quazzar.instance.templates.yaml_nodes import Mapping as MappingNode
 from quazzar.instance.templates.yaml_nodes import Node, Scalar
 
-VOLUME_KEYS = ("type", "source", "target", "read_only", "volume", "tmpfs")
+VOLUME_KEYS = ("type", "source", "target", "read_only", "volume", "tmpfs", "consistency")
 FILE_KEYS = ("source", "target", "uid", "gid", "mode")
 MAX_FILE = 512 << 10
 """Bytes of one file's content."""
 
 _HOST_PATH = re.compile(r"[./~\\]|[A-Za-z]:|.*[/\\]", re.DOTALL)
 _OTHER_TYPES = {"bind", "npipe", "cluster", "image"}
+_TIME_ZONE = {"/etc/localtime", "/etc/timezone"}
+_NO_OPTIONS = {"z", "Z", "cached", "delegated", "consistent"}
+"""Of SELinux, which the engine sees to for its volumes, and of engines in a virtual machine."""
 _ENGINE_DEFAULTS = {"rw", "noexec", "nosuid", "nodev", "mode=1777", "mode=01777"}
+_NO_BIND_HERE = "bind mounts are refused unless the file is trusted: an app sees no folder of the host"
+_NO_BIND = f"{_NO_BIND_HERE}; use a named volume, or for a single file configs with content"
+_NO_COPY = "nocopy is not supported: a new volume begins with what the image has there"
 _SCRIPT_FOLDER = "/docker-entrypoint-initdb.d/"
 _SCRIPT_NAMES = (".sh", ".bash", ".sql")
 
@@ -71,7 +78,7 @@ class Mounts:
             said = "a volume without a name is refused: it would be lost; write name:/path and declare the name"
             self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
             return
-        if self.trusted and source.startswith("/") and 1 <= len(rest) <= 2:
+        if self.trusted and _is_host_path(source) and 1 <= len(rest) <= 2:
             read_only = len(rest) == 2 and self._read_only(node, path, rest[1])
             self._bind(node, path, pieces[0], source, rest[0], read_only=read_only)
             return
@@ -85,7 +92,11 @@ class Mounts:
     def _read_only(self, node: Node, path: str, options: str) -> bool:
         words = [] if isinstance(options, Opaque) else options.split(",")
         for word in words:
-            if word not in {"ro", "rw"}:
+            if word in _NO_OPTIONS:
+                self.reader.note(path, node.line, f"has the option {word}, which is ignored")
+            elif word == "nocopy":
+                self.reader.problem(path, node.line, _NO_COPY, "unsupported", at=node)
+            elif word not in {"ro", "rw"}:
                 self.reader.problem(path, node.line, "Of the options of a volume only ro and rw are taken", at=node)
         return "ro" in words
 
@@ -125,12 +136,12 @@ class Mounts:
 
     def _from_host(self, node: Node, path: str, source: str) -> bool:
         """Refuses the host's paths."""
-        if isinstance(source, Opaque) or not _HOST_PATH.match(source):
+        if not _is_host_path(source):
             return False
         if any(name in source for name in SOCKETS):
             said = "the engine's socket is refused: who has it has the host"
         else:
-            said = "bind mounts are refused: an app sees no folder of the host; use a named volume"
+            said = _NO_BIND if source not in _TIME_ZONE else f"{_NO_BIND_HERE}; set TZ in environment"
         self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
         return True
 
@@ -164,15 +175,14 @@ class Mounts:
             self._long_tmpfs(found, path, target)
             return
         self._volume_options(found.get("volume"), f"{path}.volume")
+        if "consistency" in found:
+            self.reader.note(f"{path}.consistency", found["consistency"].line, "is ignored")
         source = self.reader.string(found["source"], f"{path}.source") if "source" in found else ""
         if source is not None and not self._from_host(found.get("source", node), f"{path}.source", source):
             self._volume(node, path, source, target, read_only=read_only)
 
     def _refused_type(self, node: Scalar, path: str, line: int) -> None:
-        if node.value == "bind":
-            said = "bind mounts are refused: an app sees no folder of the host; use a named volume"
-        else:
-            said = "type must be one of: volume, tmpfs"
+        said = _NO_BIND if node.value == "bind" else "type must be one of: volume, tmpfs"
         self.reader.problem(path, line, said, "refused", at=node)
 
     def _volume_options(self, node: Node | None, path: str) -> None:
@@ -180,18 +190,26 @@ class Mounts:
             return
         for key, value in self.reader.entries(node, path, ("nocopy",)).items():
             if self.reader.boolean(value, f"{path}.{key}"):
-                said = "nocopy is not supported: a new volume begins with what the image has there"
-                self.reader.problem(f"{path}.{key}", value.line, said, "unsupported")
+                self.reader.problem(f"{path}.{key}", value.line, _NO_COPY, "unsupported")
 
     def _volume(self, node: Node, path: str, source: str, target: str, *, read_only: bool) -> None:
         path_known = self._target(node, path, target)
         if isinstance(source, Opaque):
             return
         if source not in self.declared:
-            what = "a volume needs a name" if not source else "the volume is not declared under volumes"
-            self.reader.problem(path, node.line, f"{last(path)}: {what}", "unknown", at=node)
+            self.reader.problem(path, node.line, f"{last(path)}: {self._undeclared(node, source)}", "unknown", at=node)
         elif path_known is not None and self.take(node, path, path_known):
             self.volumes.append(MountSpec(volume=source, target=path_known, read_only=read_only))
+
+    def _undeclared(self, node: Node, source: str) -> str:
+        if not source:
+            return "a volume needs a name"
+        if isinstance(node, MappingNode):
+            node = node.entries["source"].node
+        # What was filled in is not repeated: it may be a secret.
+        written = isinstance(node, Scalar) and "$" not in str(node.value)
+        name = shown(source) if written else "of that name"
+        return f"the volume {name} is not declared under volumes" + (f"; write {name}: there" if written else "")
 
     def _target(self, node: Node, path: str, target: str) -> str | None:
         if isinstance(target, Opaque):
@@ -317,6 +335,10 @@ class Mounts:
             self.reader.problem(path, node.line, f"{last(path)} is larger than 512 KiB", "too_large", at=node)
             return None
         return text
+
+
+def _is_host_path(source: str) -> bool:
+    return not isinstance(source, Opaque) and _HOST_PATH.match(source) is not None
 
 
 def _optional(parse: Callable[[str], int]) -> Callable[[str], int | None]:

@@ -20,11 +20,12 @@ class _Pair(NamedTuple):
 
 
 def read_pairs(
-    reader: Reader, node: Node, path: str, check: Callable[[str], str], *, bare: Callable[[Node, str, str], str]
+    reader: Reader, node: Node, path: str, check: Callable[[str], str], *, bare: Callable[[Node, str, str], str | None]
 ) -> dict[str, str]:
     """Name → value. As in Compose, the names of a list are filled in and the keys of a mapping are not.
 
-    `check` raises ValueError for a name that can't be had, `bare` gives the value of a name alone.
+    `check` raises ValueError for a name that can't be had, `bare` gives the value of a name alone, None to
+    leave it out.
     """
     found: dict[str, str] = {}
     pairs = _of_mapping(reader, node, path) if isinstance(node, MappingNode) else _of_list(reader, node, path)
@@ -40,7 +41,9 @@ def read_pairs(
         if pair.name in found:
             said = f"{reader.shown(pair.name)} stands here for the second time"
             reader.problem(pair.path, pair.line, said, at=pair.node)
-        found[pair.name] = bare(pair.node, pair.path, pair.name) if pair.value is None else str(pair.value)
+        value = bare(pair.node, pair.path, pair.name) if pair.value is None else str(pair.value)
+        if value is not None:
+            found[pair.name] = value
     return found
 
 

@@ -49,7 +49,8 @@ class _Port:
     """One entry, its parts not filled in."""
 
     def __init__(self, target: str, published: str = "", protocol: str = "tcp", host_ip: str = "") -> None:
-        self.target, self.published, self.protocol, self.host_ip = target, published, protocol, host_ip
+        self.target, self.published, self.host_ip = target, published, host_ip
+        self.protocol = protocol if "$" in protocol else protocol.lower()
 
 
 def _short(reader: Reader, node: Scalar, path: str) -> _Port | None:

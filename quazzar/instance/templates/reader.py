@@ -34,7 +34,7 @@ class Reader:
     `values` holds the text of every name that can be filled in: known ones, or `Opaque` where it is known only when an
     app is made. `open_names` may be used too and stand for nothing. When `final`, the pass makes an app from a
     template that was checked before, so what fails is a value: problems are put at `config.<name>`, and sentences
-    never repeat it.
+    never repeat it. `from_environment` tells that names stand for those of an environment, as in a plain Compose file.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Reader:
         self.names = frozenset(values) | frozenset(open_names)
         self.final = final
         self.hint = "declare it under x-quazzar.fields, or write ${NAME:-default}"
+        self.from_environment = False
         self.notes: list[str] = []
         self._filled = 0
 
@@ -134,8 +135,11 @@ class Reader:
     def boolean(self, node: Node, path: str, fallback: bool = False) -> bool:
         if isinstance(node, Scalar) and isinstance(node.value, bool):
             return node.value
-        if isinstance(node, Scalar) and isinstance(node.value, str) and "$" in node.value:
-            return self.parsed(node, path, quantities.truth, fallback)
+        if isinstance(node, Scalar) and isinstance(node.value, str):
+            if "$" in node.value:
+                return self.parsed(node, path, quantities.truth, fallback)
+            if node.value.lower() in {"true", "false"}:
+                return node.value.lower() == "true"
         self.expected(node, path, "true or false")
         return fallback
 

@@ -140,9 +140,10 @@ class _Filler:
                 written += self._kept[part.name]
         return written
 
-    def named(self, name: str) -> str:
-        """The value of `NAME` in an environment that says no more."""
-        return self._kept.get(name) or self._values.get(name, "").replace("$", "$$")
+    def named(self, name: str) -> str | None:
+        """The value of `NAME` in an environment that says no more; None where it has none."""
+        value = self._values.get(name)
+        return self._kept.get(name) or (None if value is None else value.replace("$", "$$"))
 
     def tree(self, value: Any, key: str = "") -> Any:
         match value:
@@ -165,7 +166,8 @@ def _service(
     names: Mapping[tuple[str, str], str],
     folders: Mapping[str, str],
 ) -> dict[str, Any]:
-    written = {key: filler.tree(value, key) for key, value in service.items() if key not in {*_LIMITS, *_FILES}}
+    dropped = {*_LIMITS, *_FILES, *(() if spec.host.network else ("network_mode",))}
+    written = {key: filler.tree(value, key) for key, value in service.items() if key not in dropped}
     if service.get("environment"):
         written["environment"] = _environment(filler, service["environment"])
     if service.get("ports"):
@@ -182,7 +184,12 @@ def _service(
 def _environment(filler: _Filler, found: Any) -> Any:
     if isinstance(found, dict):
         return {name: filler.named(name) if value is None else filler.tree(value) for name, value in found.items()}
-    return [filler.text(one) if "=" in one or "$" in one else f"{one}={filler.named(one)}" for one in map(str, found)]
+    return [filler.text(one) if "=" in one or "$" in one else _named(filler, one) for one in map(str, found)]
+
+
+def _named(filler: _Filler, name: str) -> str:
+    value = filler.named(name)
+    return name if value is None else f"{name}={value}"
 
 
 def _port(filler: _Filler, port: Any) -> Any:

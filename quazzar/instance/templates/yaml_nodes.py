@@ -198,7 +198,8 @@ class _Reader:
         self.count(1, len(text), line)
         plain = bool(event.implicit[0]) and event.tag is None
         frame = self.stack[-1] if self.stack else None
-        if plain and text == "<<" and frame is not None and frame.is_mapping and frame.key is None:
+        is_merge = text == "<<" and (plain or event.tag == _TAG + "merge")
+        if is_merge and frame is not None and frame.is_mapping and frame.key is None:
             frame.key = _Key(None, line, is_merge=True)
             return
         value: Value = text

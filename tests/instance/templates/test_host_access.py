@@ -74,7 +74,8 @@ def test_the_host_s_network() -> None:
     assert (service.host.network, service.networks) == (True, ())
     assert refused("network_mode: host\nports: [8080:80]").keys() == {"services.web.ports"}
     assert refused("network_mode: host\nnetworks: [default]").keys() == {"services.web.networks"}
-    assert refused("network_mode: bridge").keys() == {"services.web.network_mode"}
+    assert refused("network_mode: none").keys() == {"services.web.network_mode"}
+    assert not trusted_service("network_mode: bridge").host.network
 
 
 def test_without_trust_nothing_of_it_is_taken() -> None:

@@ -177,7 +177,7 @@ def test_s12_host_paths_in_long_volumes(kind: str) -> None:
 def test_s12_a_volume_type_cannot_hide_a_host_path() -> None:
     details = problems_of(service_text("volumes: [{type: volume, source: /etc, target: /x}]"))
     assert details == {
-        "services.web.volumes.0.source": "source: bind mounts are refused: an app sees no folder of the host; use a named volume (line 5)"
+        "services.web.volumes.0.source": "source: bind mounts are refused unless the file is trusted: an app sees no folder of the host; use a named volume, or for a single file configs with content (line 5)"
     }
     details = problems_of(service_text("volumes: [{type: '${t:-bind}', source: /, target: /x}]"))
     assert details == {"services.web.volumes.0.type": "type must be one of: volume, tmpfs (line 5)"}
@@ -325,7 +325,7 @@ def test_the_rest_of_deploy(key: str) -> None:
 def test_addresses_of_networks(key: str) -> None:
     details = problems_of(service_text(f"networks: {{default: {{{key}: x}}}}"))
     assert details == {
-        f"services.web.networks.default.{key}": f"{key} is not supported: addresses are given by the engine (line 5)"
+        f"services.web.networks.default.{key}": f"{key} is not supported: addresses are given by the engine; leave it out (line 5)"
     }
 
 

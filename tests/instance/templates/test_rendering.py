@@ -90,7 +90,7 @@ def test_a_port_that_is_not_found_yet_is_a_mistake_of_the_caller() -> None:
     [
         ("mem_limit: ${v}", "lots", "services.web.mem_limit"),
         ("user: ${v}", "a b", "services.web.user"),
-        ("hostname: ${v}", "a_b", "services.web.hostname"),
+        ("hostname: ${v}", "a b", "services.web.hostname"),
         ("working_dir: ${v}", "etc", "services.web.working_dir"),
         ("restart: ${v}", "maybe", "services.web.restart"),
         ("stop_signal: ${v}", "SIGX", "services.web.stop_signal"),

@@ -124,7 +124,8 @@ def test_lines_of_other_systems(breaks: str) -> None:
 
 def test_anchors_aliases_and_merges() -> None:
     node = read(
-        "x: &x {a: 1, b: 2}\ny: &y {b: 3, c: 4}\none: {<<: *x, b: 9}\nmany: {<<: [*x, *y], d: 5}\nsame: [*x, *x]\n"
+        "x: &x {a: 1, b: 2}\ny: &y {b: 3, c: 4}\none: {<<: *x, b: 9}\nmany: {!!merge <<: [*x, *y], d: 5}\n"
+        "same: [*x, *x]\n"
         "inline: {<<: {z: 1}}\n'<<': text\n"
     )
     found = plain(node)
