@@ -17,7 +17,7 @@ def read_healthcheck(reader: Reader, node: Node, path: str) -> HealthSpec | None
         return HealthSpec(test=("NONE",))
     if "test" not in found:
         if isinstance(node, MappingNode) and "disable" not in found:
-            reader.problem(f"{path}.test", node.line, "test is required", "missing")
+            reader.problem(f"{path}.test", node.line, "test is required; without one leave healthcheck out", "missing")
         return None
     test = _test(reader, found["test"], f"{path}.test")
     times = {

@@ -24,8 +24,11 @@ _TIME_ZONE = {"/etc/localtime", "/etc/timezone"}
 _NO_OPTIONS = {"z", "Z", "cached", "delegated", "consistent"}
 """Of SELinux, which the engine sees to for its volumes, and of engines in a virtual machine."""
 _ENGINE_DEFAULTS = {"rw", "noexec", "nosuid", "nodev", "mode=1777", "mode=01777"}
-_NO_BIND_HERE = "bind mounts are refused unless the file is trusted: an app sees no folder of the host"
-_NO_BIND = f"{_NO_BIND_HERE}; use a named volume, or for a single file configs with content"
+_NO_BIND = (
+    "bind mounts are refused unless the file is trusted: an app sees no folder of the host; use a named volume, "
+    "or for a single file configs with content"
+)
+_NO_TIME_ZONE = "the time zone of the host is refused: set TZ in environment, such as TZ=Europe/Berlin"
 _NO_COPY = "nocopy is not supported: a new volume begins with what the image has there"
 _SCRIPT_FOLDER = "/docker-entrypoint-initdb.d/"
 _SCRIPT_NAMES = (".sh", ".bash", ".sql")
@@ -78,7 +81,7 @@ class Mounts:
             said = "a volume without a name is refused: it would be lost; write name:/path and declare the name"
             self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
             return
-        if self.trusted and _is_host_path(source) and 1 <= len(rest) <= 2:
+        if self.trusted and _is_host_path(source) and source not in _TIME_ZONE and 1 <= len(rest) <= 2:
             read_only = len(rest) == 2 and self._read_only(node, path, rest[1])
             self._bind(node, path, pieces[0], source, rest[0], read_only=read_only)
             return
@@ -141,7 +144,7 @@ class Mounts:
         if any(name in source for name in SOCKETS):
             said = "the engine's socket is refused: who has it has the host"
         else:
-            said = _NO_BIND if source not in _TIME_ZONE else f"{_NO_BIND_HERE}; set TZ in environment"
+            said = _NO_TIME_ZONE if source in _TIME_ZONE else _NO_BIND
         self.reader.problem(path, node.line, f"{last(path)}: {said}", "refused", at=node)
         return True
 

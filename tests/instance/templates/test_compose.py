@@ -255,7 +255,7 @@ def test_tmpfs(written: str, spec: TmpfsSpec) -> None:
         ),
         (
             "volumes: ['/etc/localtime:/etc/localtime:ro']",
-            "volumes.0: bind mounts are refused unless the file is trusted: an app sees no folder of the host; set TZ in environment",
+            "volumes.0: the time zone of the host is refused: set TZ in environment, such as TZ=Europe/Berlin",
         ),
         ("volumes: [data:/data:ro:x]", "volumes.0 must be a named volume and a path, such as data:/data"),
         ("volumes: [data]", "volumes.0 must be a named volume and a path, such as data:/data"),
@@ -456,7 +456,7 @@ def test_health_checks(written: str, check: HealthSpec | None) -> None:
         ("{test: ' '}", "test must be a command"),
         ("{test: 5}", "test must be a list of strings"),
         ("{test: [CMD, 5]}", "test.1 must be a string; put it in quotes"),
-        ("{interval: 5s}", "test is required"),
+        ("{interval: 5s}", "test is required; without one leave healthcheck out"),
         ("{test: [CMD, a], interval: 5}", "interval must be a duration such as 30s or 1m30s"),
         ("{test: [CMD, a], interval: 0s}", "interval must be at least 1ms"),
         ("{test: [CMD, a], retries: 0}", "retries must be a whole number between 1 and 1000"),
