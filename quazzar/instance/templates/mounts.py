@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from quazzar.instance.apps.host_paths import SOCKETS, host_path
 from quazzar.instance.apps.spec import BindSpec, FileSpec, MountSpec, TmpfsSpec
 from quazzar.instance.templates.interpolation import Parts, split_parts
-from quazzar.instance.templates.names import mount_target
+from quazzar.instance.templates.names import RESOURCE, mount_target
 from quazzar.instance.templates.problems import shown
 from quazzar.instance.templates.quantities import size_bytes, whole_number
 from quazzar.instance.templates.reader import Opaque, Reader, last
@@ -211,8 +211,9 @@ class Mounts:
             node = node.entries["source"].node
         # What was filled in is not repeated: it may be a secret.
         written = isinstance(node, Scalar) and "$" not in str(node.value)
-        name = shown(source) if written else "of that name"
-        return f"the volume {name} is not declared under volumes" + (f"; write {name}: there" if written else "")
+        name, hint = (shown(source), f"; write {source}: there") if written else ("of that name", "")
+        said = f"the volume {name} is not declared under volumes"
+        return said + hint if RESOURCE.fullmatch(source) else said
 
     def _target(self, node: Node, path: str, target: str) -> str | None:
         if isinstance(target, Opaque):

@@ -39,10 +39,11 @@ def read_pairs(
             reader.problem(pair.path, pair.line, f"{named} {error}", at=pair.node)
             continue
         if pair.name in found:
-            said = f"{reader.shown(pair.name)} stands here for the second time"
-            reader.problem(pair.path, pair.line, said, at=pair.node)
+            reader.note(pair.path, pair.line, "names what stands before already: the last one holds")
         value = bare(pair.node, pair.path, pair.name) if pair.value is None else str(pair.value)
-        if value is not None:
+        if value is None:
+            found.pop(pair.name, None)
+        else:
             found[pair.name] = value
     return found
 

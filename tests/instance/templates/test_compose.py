@@ -375,7 +375,6 @@ def test_environment(written: str, environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [
-        ("[A=1, A=2]", "A stands here for the second time"),
         ("[UNKNOWN]", "UNKNOWN has no value; write UNKNOWN= for an empty one"),
         ("{UNKNOWN: }", "UNKNOWN has no value; write UNKNOWN= for an empty one"),
         ("{'A B': x}", "A B must be named with letters, digits, '_', '.' and '-', not beginning with a digit"),
@@ -863,6 +862,7 @@ def test_what_is_done_in_another_way_is_noted() -> None:
             networks: {default: {priority: 5}}
             deploy: {resources: {reservations: {cpus: "0.5"}}}
             network_mode: bridge
+            environment: [A=1, B=2, A=3]
             """
         )
     )
@@ -874,4 +874,6 @@ def test_what_is_done_in_another_way_is_noted() -> None:
         "services.web.networks.default.priority",
         "services.web.deploy.resources.reservations.cpus",
         "services.web.network_mode",
+        "services.web.environment.2 names what stands before already: the last one holds (line 12)",
     ]
+    assert spec_of(template).services[0].environment == {"A": "3", "B": "2"}

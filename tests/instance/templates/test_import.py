@@ -82,12 +82,12 @@ services:
   a:
     image: x
     network_mode: bridge
-    environment: [GIVEN, MISSING]
+    environment: [GIVEN, MISSING=x, MISSING]
   b: {image: x, environment: {GIVEN: , MISSING: }}
 """
     template = parse_compose(text, name="a", env={"GIVEN": "1"})
     assert [note.partition(" ")[0] for note in template.notes if "has no value" in note] == [
-        "services.a.environment.1",
+        "services.a.environment.2",
         "services.b.environment.MISSING",
     ]
     spec = app_of(template, {"GIVEN": "1"})
@@ -96,7 +96,7 @@ services:
     assert render(template, later, app_id="a", project="a").services[1].environment == {"GIVEN": "1", "MISSING": "2"}
     written = compose_file(template, check_config(template, {"GIVEN": "1"}), spec, kept={})
     assert [one["environment"] for one in written["services"].values()] == [
-        ["GIVEN=1", "MISSING"],
+        ["GIVEN=1", "MISSING=x", "MISSING"],
         {"GIVEN": "1", "MISSING": None},
     ]
     assert "network_mode" not in written["services"]["a"]
