@@ -10,13 +10,16 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar import __version__
 from quazzar.core.db import Database, Listener
+from quazzar.core.envelope import is_database_away
 from quazzar.core.errors import Unauthorized
 from quazzar.core.exchange import Message
 from quazzar.core.records import publish
@@ -57,6 +60,9 @@ log = structlog.get_logger(__name__)
 MISSED_HEARTBEATS = 2.5
 HELLO_SECONDS = 15.0
 _TRY_AGAIN_LATER = 1013
+_RETRY_SECONDS = 0.5
+
+T = TypeVar("T")
 
 
 class Closed(Exception):
@@ -269,16 +275,10 @@ class Hub:
             case Renew():
                 await self._renew(socket, authority, message)
             case Leave():
-                async with self.database.begin(tenant=socket.identity.tenant_id) as session:
-                    row = await store.get_credential(session, socket.identity.tenant_id, socket.identity.instance_id)
-                    if row is not None and row.status != "revoked":
-                        reason = "It has left the panel"
-                        await revoke(session, socket.identity.tenant_id, socket.identity.instance_id, row.name, reason)
+                await self._write(socket, _leave)
                 raise Closed(1000, "Farewell")
             case Deeds():
-                async with self.database.begin(tenant=socket.identity.tenant_id) as session:
-                    noted = await note(session, socket.identity.tenant_id, socket.identity.instance_id, message)
-                await socket.send(noted)
+                await socket.send(await self._write(socket, partial(note, message=message)))
             case Report():
                 if self.work is not None:
                     await self.work.reported(socket, message)
@@ -290,6 +290,21 @@ class Hub:
             case None:
                 pass
 
+    async def _write(self, socket: Socket, work: Callable[[AsyncSession, str, str], Awaitable[T]]) -> T:
+        """Do what may be done twice for the instance of a line, in a transaction of its own. While the database is away
+        it is tried again and the line waits: who leaves is not forgotten, and nobody dials anew to say the same.
+        """
+        identity = socket.identity
+        while True:
+            try:
+                async with self.database.begin(tenant=identity.tenant_id) as session:
+                    return await work(session, identity.tenant_id, identity.instance_id)
+            except Exception as error:
+                if not is_database_away(error):
+                    raise
+                log.info("What an instance says can't be written yet", cause=type(error).__name__)
+            await asyncio.sleep(_RETRY_SECONDS)
+
     async def _renew(self, socket: Socket, authority: Authority, message: Renew) -> None:
         identity = socket.identity
         try:
@@ -299,14 +314,8 @@ class Hub:
         if key_hash(request) != identity.public_key_hash:
             raise Closed(CLOSE_REFUSED, "A certificate is renewed for the key that it is of")
         issued = authority.issue_client(request, instance_id=identity.instance_id, tenant_id=identity.tenant_id)
-        async with self.database.begin(tenant=identity.tenant_id) as session:
-            await store.update_instance(
-                session,
-                identity.tenant_id,
-                identity.instance_id,
-                certificate_serial=issued.serial,
-                certificate_expires_at=issued.expires_at,
-            )
+        values = {"certificate_serial": issued.serial, "certificate_expires_at": issued.expires_at}
+        await self._write(socket, partial(store.update_instance, **values))
         await socket.send(Certificate(certificate=issued.certificate))
 
     # --- who is silent ------------------------------------------------------------------------------------------
@@ -331,6 +340,12 @@ class Hub:
             for row in await upkeep.silence(session, seconds, reason):
                 gone = InstanceOffline(instance_id=row.id, name=row.name, reason=reason)
                 publish(session, gone, subject=row.id, realm="panel", tenant_id=row.tenant_id)
+
+
+async def _leave(session: AsyncSession, tenant_id: str, instance_id: str) -> None:
+    row = await store.get_credential(session, tenant_id, instance_id)
+    if row is not None and row.status != "revoked":
+        await revoke(session, tenant_id, instance_id, row.name, "It has left the panel")
 
 
 class _Gone(Exception):

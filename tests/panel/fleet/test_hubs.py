@@ -7,23 +7,32 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec import structs
+from sqlalchemy import exc
 
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.core.exchange import Message
+from quazzar.instance.enrolment.keys import signing_request
 from quazzar.link.messages import (
     CLOSE_MALFORMED,
     CLOSE_MOVED,
     CLOSE_REVOKED,
     PROTOCOL,
+    Certificate,
+    Deeds,
     Heartbeat,
     Hello,
     Kept,
+    Leave,
+    Noted,
+    Renew,
     Welcome,
     pack,
     unpack_from_panel,
 )
-from quazzar.panel.fleet.authority import Authority, ensure_authority
+from quazzar.panel.fleet.authority import Authority, ensure_authority, key_hash, read_request
 from quazzar.panel.fleet.hub import Hub
 from quazzar.panel.fleet.service import revoke
 from tests.panel.fleet.conftest import Tenant
@@ -125,6 +134,43 @@ async def test_each_writes_what_comes_on_its_lines(
     for wire in wires:
         await status_of(database, wire.line, "offline")
     assert [hub.connected for hub in hubs] == [0, 0]
+
+
+@pytest.mark.parametrize("said", ["renew", "deeds", "leave"])
+async def test_what_is_said_while_the_database_is_away_is_answered_on_the_same_line(
+    said: str, ada: Tenant, database: Database, hubs: list[Hub], authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = signing_request(key)
+    own = {"public_key_hash": key_hash(read_request(request))}
+    line = await make_instance(database, ada.id, **own)
+    line.identity = structs.replace(line.identity, **own)
+    wire = Wire(hubs[0], authority, line)
+    wire.greet()
+    assert isinstance(await wire.hear(), Welcome)
+    begin, tries = database.begin, 0
+
+    def away(**scope: Any) -> Any:
+        nonlocal tries
+        tries += "tenant" in scope
+        if tries == 3:
+            monkeypatch.undo()
+            return begin(**scope)
+        raise exc.DBAPIError("x", {}, OSError(), connection_invalidated=True)
+
+    monkeypatch.setattr("quazzar.panel.fleet.hub._RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(database, "begin", away)
+    wire.say({"renew": Renew(csr=request), "deeds": Deeds(impersonation_id="imp_x", deeds=[]), "leave": Leave()}[said])
+    answer = await wire.hear()
+    (row,) = await ask(
+        database, "SELECT status, certificate_serial FROM fleet_instances WHERE id = :id", id=line.identity.instance_id
+    )
+    if said == "leave":
+        assert (answer, row.status) == (1000, "revoked")
+        return
+    assert isinstance(answer, Certificate if said == "renew" else Noted)
+    assert (row.certificate_serial != "1") is (said == "renew")
+    await wire.close()
 
 
 async def test_the_newest_line_is_the_one(
