@@ -23,6 +23,7 @@ from quazzar.core.db import Database
 from quazzar.core.migrations import upgrade
 from quazzar.core.postgres import DatabaseUrls, EmbeddedPostgres
 from quazzar.settings import Settings, load_settings
+from tests.components import require
 
 PASSWORD = "correct horse battery staple"
 LONG_MARKS = ("fuzz", "slow", "torture")
@@ -49,6 +50,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (long if is_long else short).append(item)
     items[:] = short
     config.hook.pytest_deselected(items=long)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What a test needs by its marks is looked for before its fixtures start anything."""
+    for mark in item.iter_markers("component"):
+        require(*mark.args)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,23 @@ from pathlib import Path
 
 import pytest
 
+from tests import components
 from tests.components import docker_engine, wait_for
+from tests.conftest import pytest_runtest_setup
+
+
+def test_who_needs_what_is_not_here_is_skipped_and_fails_where_nothing_may_be_missing(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(components, "_PATH", str(tmp_path))
+    monkeypatch.delenv("QUAZZAR_REQUIRE_COMPONENTS", raising=False)
+    for name in components.COMPONENTS:
+        request.node.add_marker(pytest.mark.component(name), append=False)
+        with pytest.raises(pytest.skip.Exception, match=f"^{name}: "):
+            pytest_runtest_setup(request.node)
+    monkeypatch.setenv("QUAZZAR_REQUIRE_COMPONENTS", "1")
+    with pytest.raises(pytest.fail.Exception, match="not found"):
+        pytest_runtest_setup(request.node)
 
 
 @pytest.mark.component("docker")

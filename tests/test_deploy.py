@@ -190,9 +190,11 @@ class TestCompose:
         published = [port for service in self.FILE["services"].values() for port in service.get("ports", [])]
         assert sorted(published) == ["127.0.0.1:8080:8080", "127.0.0.1:8081:8080", "8443:8443"]
 
-    @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not here")
+    @pytest.mark.component("docker-compose")
     def test_compose_understands_it(self) -> None:
-        assert run("docker-compose", "-f", DEPLOY / "compose.yaml", "config", "--quiet").stderr == ""
+        assert (
+            run(components.program("docker-compose"), "-f", DEPLOY / "compose.yaml", "config", "--quiet").stderr == ""
+        )
 
 
 class TestPanelCompose:
@@ -270,9 +272,9 @@ class TestPanelCompose:
         assert set(re.findall(r"\{\$(\w+)\}", file.read_text())) == set(site)
         assert set(self.FILE["services"]["caddy"]["environment"]) == set(site)
 
-    @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not here")
+    @pytest.mark.component("docker-compose")
     def test_compose_understands_it(self) -> None:
-        command = ["docker-compose", "-f", str(DEPLOY / "compose.panel.yaml"), "config", "--quiet"]
+        command = [components.program("docker-compose"), "-f", str(DEPLOY / "compose.panel.yaml"), "config", "--quiet"]
         environment = os.environ | {"PANEL_DOMAIN": "panel.example.com"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
         assert done.stderr == ""
