@@ -5,7 +5,7 @@ import contextlib
 import ssl
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +19,6 @@ from sqlalchemy import text
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
-from quazzar.core.crypto import Keyring
-from quazzar.core.db import Database
 from quazzar.core.ids import new_id
 from quazzar.instance.enrolment import dialling
 from quazzar.instance.enrolment.dialling import send_enrolment, trusting
@@ -48,7 +46,7 @@ from quazzar.panel.fleet import authority as authorities
 from quazzar.panel.fleet import hub
 from quazzar.panel.fleet.authority import Authority, private_pem, read_request
 from tests.factories.facts import server_facts
-from tests.factories.halves import Halves, both_halves
+from tests.factories.halves import Halves
 from tests.link.test_versions import FROM_INSTANCE
 
 Key = ec.EllipticCurvePrivateKey
@@ -96,16 +94,6 @@ async def heard(line: ClientConnection) -> Any:
         return unpack_from_panel(await asyncio.wait_for(line.recv(), 30))
     except ConnectionClosed as closed:
         return closed.rcvd.code if closed.rcvd is not None else None
-
-
-@pytest.fixture(scope="module")
-async def halves(
-    tmp_path_factory: pytest.TempPathFactory, keyring: Keyring, database: Database
-) -> AsyncIterator[Halves]:
-    async with both_halves(tmp_path_factory.mktemp("halves"), keyring, database) as made:
-        made.begin()
-        await made.set_up()
-        yield made
 
 
 async def new_token(halves: Halves, **body: Any) -> str:

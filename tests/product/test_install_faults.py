@@ -10,21 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests.components import require, wait_for
+from tests.components import wait_for
 from tests.product.process import free_port
-from tests.product.scene import Scene, scene
+from tests.product.scene import Scene
 
-pytestmark = [pytest.mark.component("docker"), pytest.mark.slow, pytest.mark.timeout(600)]
-
-DISK_BYTES = 3 * 1024**3
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    for name in ("docker", "docker-registry"):
-        require(name)
-    with scene(tmp_path_factory.mktemp("installs"), "--max-download-attempts=1", disk_bytes=DISK_BYTES) as found:
-        yield found
+pytestmark = [
+    pytest.mark.component("docker"),
+    pytest.mark.component("docker-registry"),
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
 
 
 def begun(stage: Scene, **config: Any) -> dict[str, Any]:

@@ -12,25 +12,12 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from quazzar.core.crypto import Keyring
-from quazzar.core.db import Database
 from quazzar.link.tokens import parse_token
 from tests.factories.apps import key_client
-from tests.factories.halves import Halves, both_halves, until
+from tests.factories.halves import Halves, until
 from tests.product.process import free_port
 
 LINK = "/api/panel-link"
-
-
-@pytest.fixture(scope="module")
-async def halves(
-    tmp_path_factory: pytest.TempPathFactory, keyring: Keyring, database: Database
-) -> AsyncIterator[Halves]:
-    async with both_halves(tmp_path_factory.mktemp("halves"), keyring, database) as made:
-        made.begin()
-        await made.set_up()
-        await made.online()
-        yield made
 
 
 @pytest.fixture

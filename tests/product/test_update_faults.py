@@ -11,22 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.components import require, wait_for
+from tests.components import wait_for
 from tests.factories.apps import unique
-from tests.product.scene import Scene, scene
+from tests.product.scene import Scene
 
-pytestmark = [pytest.mark.component("docker"), pytest.mark.timeout(600)]
-
-DISK_BYTES = 3 * 1024**3
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    for name in ("docker", "docker-registry"):
-        require(name)
-    # An engine tries a broken layer again after a while, five times unless it is told otherwise.
-    with scene(tmp_path_factory.mktemp("faults"), "--max-download-attempts=1", disk_bytes=DISK_BYTES) as found:
-        yield found
+pytestmark = [pytest.mark.component("docker"), pytest.mark.component("docker-registry"), pytest.mark.timeout(600)]
 
 
 class Before:
