@@ -220,6 +220,9 @@ async def _counted(
     # Those that came while this one asked the engine have been let in as well: they wait here.
     async with _turns(state):
         with reading(app_id, cut):
+            if cut.is_set():
+                # An operation has begun since the app was looked at: what it removes must not be held open.
+                raise CutOff("The app is in another operation by now")
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk

@@ -35,7 +35,9 @@ async def app_lock(app_id: str) -> AsyncIterator[None]:
 
 @contextlib.contextmanager
 def reading(app_id: str, cut: asyncio.Event) -> Iterator[None]:
-    """For long reads of an app's data, which no operation waits for: `cut` is set as soon as one begins."""
+    """For long reads of an app's data, which no operation waits for: `cut` is set as soon as one begins, or has."""
+    if is_locked(app_id):
+        cut.set()
     _reads.setdefault(app_id, set()).add(cut)
     try:
         yield

@@ -1,6 +1,7 @@
 """An export is plain Compose for everybody, secrets and data for who may see them, and each such look is recorded."""
 
 import asyncio
+import contextlib
 import io
 import tarfile
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import yaml
 
 from quazzar.core.downloads import CutOff
 from quazzar.instance.apps import exporting
+from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.runtimes.base import VOLUME_ROOT, RuntimeFailure
 from quazzar.instance.apps.runtimes.memory import MemoryEngine
 from tests.conftest import RunningApp
@@ -237,6 +239,32 @@ async def test_however_many_come_at_once_few_are_read_at_once(
     assert {answer.status_code for answer in answers} <= {200, 503}
     assert (most, reading) == (1, 0)
     assert (await export(admin, one, "?data=true")).content == b"x"
+
+
+async def test_an_operation_that_began_while_an_export_waited_for_its_turn_has_the_data_for_itself(
+    app: RunningApp, admin: httpx.AsyncClient, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await made(admin, web)
+    runtime = runtime_of(app)
+    folders, read = runtime.image_folders, []
+
+    async def noted(app_id: str, volume: str) -> AsyncIterator[bytes]:
+        read.append(volume)
+        yield b""
+
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def begun(spec: Any) -> Any:
+            await stack.enter_async_context(app_lock(one["id"]))
+            return await folders(spec)
+
+        monkeypatch.setattr(runtime, "image_folders", begun)
+        monkeypatch.setattr(runtime, "read_volume", noted)
+        with contextlib.suppress(Exception):  # how a client sees that is its own matter
+            await export(admin, one, "?data=true")
+        assert read == []
+    monkeypatch.undo()
+    assert (await export(admin, one, "?data=true")).status_code == 200
 
 
 async def test_a_volume_that_can_not_be_read_to_its_end_cuts_the_archive_off(

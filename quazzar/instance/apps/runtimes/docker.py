@@ -437,8 +437,8 @@ class DockerRuntime:
 
     async def _held(self, app_id: str | None) -> list[Held]:
         """The services' containers, inspected, in the order of their start; those that go meanwhile are left out."""
-        ids = [one["Id"] for one in await self._containers(app_id) if one["Labels"].get(objects.SERVICE)]
-        found = await _all(self._inspect(one) for one in ids)
+        listed = [one for one in await self._containers(app_id) if one["Labels"].get(objects.SERVICE)]
+        found = await _all(self._inspect_listed(one) for one in listed)
         return sorted((one for one in found if one is not None), key=lambda one: (one.order, one.state.name))
 
     async def _followed(self, app_id: str) -> list[Followed]:
@@ -453,6 +453,17 @@ class DockerRuntime:
             )
             for one in await self._held(app_id)
         ]
+
+    async def _inspect_listed(self, summary: Mapping[str, Any]) -> Held | None:
+        """As `_inspect`; of a container that the engine lists but can't tell more of, what the list says.
+
+        An engine whose disk has lost a layer answers so for ever, which must not hide the app's other containers, nor
+        all other apps.
+        """
+        try:
+            return await self._inspect(summary["Id"])
+        except RuntimeFailure:
+            return objects.listed(summary)
 
     async def _inspect(self, container_id: str) -> Held | None:
         """One of our containers; None when it is gone, or only looks like one of ours."""

@@ -223,7 +223,7 @@ class SwarmRuntime(DockerRuntime):
         told = services.told_by(service, tasks)
         container = None
         if told is not None and told.container and told.node == node.id:
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(RuntimeFailure):  # gone, or the engine can't tell of it any more
                 container = await self._engine.ask("GET", f"containers/{told.container}/json")
         try:
             return services.held(service, tasks, container, node=node.id)

@@ -31,7 +31,7 @@ from quazzar.instance.apps.runtimes.base import (
 )
 from quazzar.instance.apps.runtimes.configs import DockerConfig
 from quazzar.instance.apps.runtimes.docker import DockerRuntime
-from quazzar.instance.apps.runtimes.engine import images
+from quazzar.instance.apps.runtimes.engine import images, objects
 from quazzar.instance.apps.runtimes.engine.connection import engine_url
 from quazzar.instance.apps.spec import (
     AttachmentSpec,
@@ -161,6 +161,44 @@ async def test_the_newest_version_that_both_know_is_spoken(
         runtime = DockerRuntime(DockerConfig(host=host))
         assert (await runtime.info()).api_version == spoken
         assert asked[-1] == f"/v{spoken}/version"
+        await runtime.close()
+
+
+async def test_a_container_that_the_engine_can_not_tell_of_hides_no_other(tmp_path: Path) -> None:
+    """As after a disk that has lost a layer: it stays in the list, and every look at it is an error for ever."""
+    ids = {"a": new_id("app"), "b": new_id("app")}
+    listed = [
+        {"Id": one, "Image": IMAGE, "State": "exited", "Labels": {objects.APP: app_id, objects.SERVICE: "web"}}
+        for one, app_id in ids.items()
+    ]
+    whole = {
+        "Id": "b",
+        "Image": "sha256:b",
+        "Config": {"Image": IMAGE, "Labels": listed[1]["Labels"]},
+        "State": {"Status": "running"},
+        "HostConfig": {},
+    }
+    lost = http(b'{"message": "RWLayer of container a is unexpectedly nil"}', status="500 Internal Server Error")
+
+    def answer(path: str) -> bytes:
+        match path.partition("?")[0].rsplit("/", 2)[-2:]:
+            case [_, "version"]:
+                return http(b'{"ApiVersion": "1.45", "MinAPIVersion": "1.24"}')
+            case ["containers", "json"]:
+                return http(json.dumps(listed).encode())
+            case ["b", "json"]:
+                return http(json.dumps(whole).encode())
+            case [_, "networks"]:
+                return http(b"[]")
+            case [_, "volumes"]:
+                return http(b'{"Volumes": null}')
+            case _:
+                return lost
+
+    async with fake_engine(tmp_path, answer) as (host, _):
+        runtime = DockerRuntime(DockerConfig(host=host))
+        found = {state.app_id: state.services[0].status for state in await runtime.find()}
+        assert found == {ids["a"]: "exited", ids["b"]: "running"}
         await runtime.close()
 
 

@@ -80,7 +80,8 @@ class Images:
             try:
                 async with self._engine.call() as client:
                     self._digests[key] = _digest(await client.images.inspect(image_id), name)
-            except (Gone, ImageNotFound):
+            except RuntimeFailure:
+                # It is gone, or its layers are: that must not hide the container.
                 return image_id
             if len(self._digests) > _CACHED:
                 self._digests.popitem(last=False)

@@ -314,6 +314,30 @@ def held(inspected: Mapping[str, Any], *, image_digest: str | None) -> Held:
     )
 
 
+def listed(summary: Mapping[str, Any]) -> Held:
+    """From one entry of `GET /containers/json`. It is as no spec wants it, so the next `up` makes it anew."""
+    found, status = summary["Labels"], summary["State"]
+    service = ServiceState(
+        name=found[SERVICE],
+        container_id=summary["Id"],
+        image=found.get(IMAGE) or summary["Image"],
+        image_digest=None,
+        status="dead" if status == "removing" else status,
+    )
+    return Held(
+        id=summary["Id"],
+        app_id=found[APP],
+        digest="",
+        order=0,
+        depends_on=(),
+        state=service,
+        ports=(),
+        tty=False,
+        stop_seconds=10,
+        health_deadline_seconds=None,
+    )
+
+
 def health(text: str | None) -> Health:
     match text:
         case "starting" | "healthy" | "unhealthy":
