@@ -125,7 +125,14 @@ class _Changing:
         async with self.work.database.begin() as session:
             done = await changes_store.get_change(session, self.change.app_id) is None
         if not done:
-            await self._go_back(reason)
+            try:
+                await self._go_back(reason)
+            except asyncio.CancelledError as cancelled:
+                # Whoever cancels only now wants what happens already, and must not stop it half way.
+                if not run.cancelled.is_set() or isinstance(cause, asyncio.CancelledError):
+                    raise
+                cause = cancelled
+                await self._go_back(reason)
         if isinstance(cause, asyncio.CancelledError | JobCancelled):
             raise cause
         if done:  # what came too late did not undo it

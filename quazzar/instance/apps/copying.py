@@ -1,5 +1,7 @@
 """The work of a clone: the source stands still while its data is copied, and runs again whatever happens."""
 
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -48,15 +50,26 @@ async def _copy(work: Work, source_id: str) -> None:
                 work.step(0.05, f"Stopping {source.app.name} while its data is copied")
                 await source.patiently(lambda: source.runtime.stop(source_id))
             await work.patiently(lambda: work.runtime.clone_volumes(source_id, spec, work.within(0.1, 0.5)))
+            await _let_go(source, found.desired, patiently=True)
         except BaseException:
-            await _let_go(source, found.desired, patiently=False)
+            # Also of letting go: whoever cancels then must not leave the source standing still.
+            await _whole(_let_go(source, found.desired, patiently=False))
             raise
-        await _let_go(source, found.desired, patiently=True)
     async with work.database.begin() as session:
         await store.change_app(session, work.app.id, job_id=work.run.job_id, values={"copies_from": None})
         event = AppCloned(app_id=source_id, name=source.app.name, clone_id=work.app.id)
         publish(session, event, subject=source_id)
     work.app = msgspec.structs.replace(work.app, copies_from=None)
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` to its end, also when that is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 async def _runs(source: Work) -> bool:

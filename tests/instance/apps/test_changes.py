@@ -375,6 +375,20 @@ async def test_one_change_at_a_time_and_cancel_goes_back(admin: httpx.AsyncClien
     assert_old(engine, before, await until(admin, before["id"], "running"))
 
 
+@pytest.mark.parametrize("step", ["restore", "start:web"])
+async def test_a_cancel_on_the_way_back_does_not_stop_it(
+    admin: httpx.AsyncClient, engine: MemoryEngine, step: str
+) -> None:
+    before = await old_app(admin, engine)
+    engine.fail("create:web", RuntimeFailure("The disk is full"))
+    arrived, _ = engine.hold(step)
+    asked = await ask(admin, before["id"], "update")
+    await asyncio.wait_for(arrived.wait(), 10)
+    assert (await admin.post(f"/api/jobs/{asked['job_id']}/cancel")).status_code == 200
+    assert (await job_of(admin, asked["job_id"]))["status"] == "cancelled"
+    assert_old(engine, before, await show(admin, before["id"]))
+
+
 async def test_what_could_not_be_taken_back_is_at_the_next_restart(
     admin: httpx.AsyncClient, engine: MemoryEngine
 ) -> None:

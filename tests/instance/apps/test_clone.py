@@ -162,9 +162,11 @@ async def test_a_failure_leaves_the_source_as_it_was(
     assert (await admin.delete(f"/api/apps/{answer['id']}?purge=true")).status_code == 204
 
 
-async def test_cancelled(admin: httpx.AsyncClient, engine: MemoryEngine, web: str) -> None:
+@pytest.mark.parametrize("step", ["copy:db", "start:db"])
+async def test_cancelled(admin: httpx.AsyncClient, engine: MemoryEngine, web: str, step: str) -> None:
+    """While the data is copied, and when the source is about to run again."""
     source = await source_of(admin, engine, web)
-    arrived, _ = engine.hold("copy:db")
+    arrived, _ = engine.hold(step)
     copy = (await clone(admin, source["id"])).json()
     await asyncio.wait_for(arrived.wait(), 10)
     assert (await show(admin, source["id"]))["status"] == "restarting"
