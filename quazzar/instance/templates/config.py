@@ -1,11 +1,10 @@
 """The config of an app against its template: checked whole, defaults and made-up secrets filled in, shown masked."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from quazzar.core.errors import Invalid
 from quazzar.instance.templates.fields import AUTO, MASK, Field, Setting, checked, generate
-from quazzar.instance.templates.problems import shown
+from quazzar.instance.templates.problems import Guesses, shown
 from quazzar.instance.templates.template import Template
 
 
@@ -23,9 +22,10 @@ def check_config(
     details: dict[str, str] = {}
     known = {field.name: field for field in template.fields}
     unknown = [name for name in config if name not in known]
+    guesses = Guesses()
     for name in unknown[:100]:
-        close = difflib.get_close_matches(name[:64], known, n=1)
-        details[f"config.{shown(name)}"] = "Unknown field" + (f"; did you mean {close[0]}?" if close else "")
+        close = guesses.closest(name, known)
+        details[f"config.{shown(name)}"] = "Unknown field" + (f"; did you mean {close}?" if close else "")
     full: dict[str, Setting] = {}
     for field in template.fields:
         try:

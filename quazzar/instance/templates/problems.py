@@ -1,10 +1,15 @@
 """What is wrong with a template: all of it at once, each with its place and its line."""
 
+import difflib
+from collections.abc import Collection
+
 import msgspec
 
 from quazzar.core.errors import Invalid
 
 MAX_PROBLEMS = 100
+MAX_COMPARED = 300
+"""Each comparison of two names may take most of a millisecond."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +46,7 @@ class Problems:
     """Collects problems in the order of finding, at most `MAX_PROBLEMS`: a hostile file must not make a huge answer."""
 
     def __init__(self) -> None:
+        self.guesses = Guesses()
         self._found: list[Problem] = []
         self._more = False
 
@@ -70,6 +76,19 @@ class Problems:
         """Raises `TemplateInvalid` when there is any problem."""
         if self._found:
             raise TemplateInvalid(self.all())
+
+
+class Guesses:
+    """What was meant by unknown names, of the first few only: whoever makes up hundreds stops nobody by that."""
+
+    def __init__(self) -> None:
+        self._left = MAX_COMPARED
+
+    def closest(self, name: str, known: Collection[str]) -> str | None:
+        """The one of `known` that `name` is most like; None when none is, or too much was compared already."""
+        self._left -= len(known)
+        close = difflib.get_close_matches(name[:64], known, n=1) if self._left >= 0 else []
+        return close[0] if close else None
 
 
 def shown(key: str) -> str:

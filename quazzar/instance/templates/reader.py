@@ -84,8 +84,8 @@ class Reader:
             return None
         unknown = [one.name for one in references(parts) if one.name not in self.names and not one.operator]
         for name in unknown[:3]:
-            close = [] if self.problems.full else difflib.get_close_matches(name[:64], self.names, n=1)
-            hint = f"did you mean {close[0]}?" if close else self.hint
+            close = self.problems.guesses.closest(name, self.names)
+            hint = f"did you mean {close}?" if close else self.hint
             self.problem(path, node.line, f"${{{shown(name)}}} is not known; {hint}", "unknown")
         return None if unknown else parts
 

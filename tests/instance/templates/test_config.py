@@ -1,6 +1,7 @@
 """The config of an app against the fields of its template."""
 
 import string
+from collections.abc import Collection
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from quazzar.core.errors import Invalid
 from quazzar.instance.templates.compose import (
     Template,
+    TemplateInvalid,
     check_config,
     mask_config,
     parse_template,
@@ -18,6 +20,7 @@ from quazzar.instance.templates.compose import (
     with_ports,
 )
 from quazzar.instance.templates.fields import AUTO, MASK, Field, config_texts, setting_text
+from quazzar.instance.templates.problems import MAX_COMPARED
 from tests.instance.templates.writing import problems_of, service_text, spec_of
 
 
@@ -157,6 +160,30 @@ def test_an_unknown_field_is_told_behind_however_many_known_ones() -> None:
     given: dict[str, object] = dict.fromkeys([*names, "NAME_120"], "x")
     assert refused(whole, given).keys() == {"config.NAME_120"}
     assert len(refused(whole, {f"other_{number}": "x" for number in range(500)})) == 100
+
+
+def test_hundreds_of_unknown_names_are_not_compared_with_hundreds_of_known_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two names of the same letters take most of a millisecond: 100 by 500 would stop the process for half a minute."""
+    compared = 0
+
+    def counted(_: str, known: Collection[str], **__: int) -> list[str]:
+        nonlocal compared
+        compared += len(known)
+        return []
+
+    monkeypatch.setattr("difflib.get_close_matches", counted)
+    fields = tuple(Field(name=f"n{number}", label="n", type="string") for number in range(250))
+    whole = msgspec.structs.replace(ALL, fields=fields)
+    assert len(refused(whole, {f"m{number}": "x" for number in range(100)})) == 100
+    assert 0 < compared <= MAX_COMPARED
+    compared = 0
+    pairs = "".join(f"\n      K{number}: ${{m{number}}}" for number in range(90))
+    names = ", ".join(f"{{name: n{number}, type: string}}" for number in range(250))
+    with pytest.raises(TemplateInvalid):
+        parse_template(service_text(f"environment:{pairs}", fields=names))
+    assert compared <= MAX_COMPARED
 
 
 def test_no_sentence_repeats_a_value() -> None:
