@@ -1,6 +1,5 @@
 """Whether who gave a command still may, when the turn of something in it comes: maybe long after it was given."""
 
-from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,7 +24,7 @@ async def objection_to(session: AsyncSession, tenant_id: str, command: Found) ->
     user_id, key = command.created_by, None
     if user_id.startswith("key_"):
         key = await accounts.get_api_key(session, KeyPlace(None, tenant_id), user_id)
-        if key is None or key.expires_at <= datetime.now(UTC):
+        if key is None or key.expires_at <= command.now:
             return "The API key that it was given with is not valid any more"
         user_id = key.user_id
     async with in_scope(session, tenant=tenant_id, user=user_id):

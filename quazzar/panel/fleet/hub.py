@@ -314,7 +314,7 @@ class Hub:
         if key_hash(request) != identity.public_key_hash:
             raise Closed(CLOSE_REFUSED, "A certificate is renewed for the key that it is of")
         issued = authority.issue_client(request, instance_id=identity.instance_id, tenant_id=identity.tenant_id)
-        values = {"certificate_serial": issued.serial, "certificate_expires_at": issued.expires_at}
+        values: dict[str, Any] = {"certificate_serial": issued.serial, "certificate_expires_at": issued.expires_at}
         await self._write(socket, partial(store.update_instance, **values))
         await socket.send(Certificate(certificate=issued.certificate))
 
