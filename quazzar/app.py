@@ -75,7 +75,7 @@ from quazzar.instance.enrolment.routes import handlers as panel_link_handlers
 from quazzar.instance.enrolment.service import PanelLinkService, dial, is_linked_or_left
 from quazzar.instance.impersonation.guests import PanelGuests
 from quazzar.instance.impersonation.routes import handlers as impersonation_handlers
-from quazzar.instance.orders.jobs import TELL_STATE
+from quazzar.instance.orders.jobs import MACHINE, TELL_STATE
 from quazzar.instance.registries.routes import RegistryController
 from quazzar.instance.system.jobs import DATA_DIR
 from quazzar.instance.template_sources.jobs import OUTBOUND
@@ -264,7 +264,7 @@ class Application:
             )
             collector = Collector(database, self._runtime)
             usage = collector.usage
-            self._machine = MachineWatch(self._runtime)
+            self._machine = resources[MACHINE] = MachineWatch(self._runtime)
             updater = AutoUpdater(database, keyring, settings, self._machine)
             meters = (collector, DiskMeter(database, self._runtime), self._machine)
             on_engine = [self._reconciler, *meters, self._terminals, updater]

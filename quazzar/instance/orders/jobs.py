@@ -12,6 +12,7 @@ from quazzar.core.crypto import Keyring, SealBroken
 from quazzar.core.errors import AppError, Unavailable
 from quazzar.core.jobs import KEYRING, SETTINGS, JobRun, Resource, enqueued, job, schedule
 from quazzar.core.records import Caller, Outcome, audit
+from quazzar.instance.apps.room import MachineWatch
 from quazzar.instance.apps.service import AppService
 from quazzar.instance.orders import store
 from quazzar.instance.orders.kinds import Means, carry_out
@@ -19,6 +20,7 @@ from quazzar.instance.orders.reports import sentence
 from quazzar.link.commands import check_args
 
 TELL_STATE: Resource[Callable[[], None]] = Resource("line to the panel")
+MACHINE: Resource[MachineWatch] = Resource("knowledge of the machine")
 
 KEPT_DAYS: Final = 7
 """For how long an order that has ended, and that has expired, is still known when it arrives again."""
@@ -65,7 +67,9 @@ async def _begin(run: JobRun, session: AsyncSession, order: store.Told) -> None:
     me = Principal(realm="instance", user_id=order.user_id, client="panel", scopes=_SCOPES)
     session.info["caller"] = caller_of(order.user_id)
     keyring = run.resources[KEYRING]
-    apps = AppService(session, me, keyring=keyring, settings=run.resources[SETTINGS])
+    # What there is no room for is refused to a panel as it is to a user.
+    machine = run.resources.get(MACHINE)
+    apps = AppService(session, me, keyring=keyring, settings=run.resources[SETTINGS], machine=machine)
     args = check_args(order.kind, open_args(keyring, order.order_id, order.sealed_args))
     await carry_out(Means(apps, run.resources[TELL_STATE]), order.kind, args)
     record(session, order, outcome="done")

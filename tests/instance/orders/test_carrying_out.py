@@ -6,6 +6,7 @@ import httpx
 import pytest
 from sqlalchemy import text as sql
 
+from quazzar.instance.apps.room import MIB
 from quazzar.instance.apps.runtimes.base import RuntimeFailure
 from quazzar.instance.orders.kinds import CARRIED_OUT
 from quazzar.link.commands import COMMANDS
@@ -24,6 +25,7 @@ from tests.factories.apps import (
     web_file,
 )
 from tests.factories.fake_panel import USER, FakePanel
+from tests.instance.apps.test_room import set_machine, small
 from tests.instance.orders.conftest import named
 
 
@@ -162,6 +164,22 @@ async def test_an_app_that_another_operation_holds_is_busy(
     assert (end.status, end.error_code) == ("failed", "app_busy")
     go_on.set()
     await until(admin, made["id"], "running")
+
+
+async def test_what_the_machine_has_no_room_for_is_refused_to_a_panel_too(
+    app: RunningApp, admin: httpx.AsyncClient, panel: FakePanel
+) -> None:
+    await set_machine(app, memory_bytes=MIB)
+    try:
+        name = unique("app")
+        order = await panel.order("app.install", {"template": await small(admin), "name": name})
+        end = await panel.end_of(order)
+    finally:
+        await set_machine(app)
+    assert (end.status, end.error_code) == ("failed", "does_not_fit")
+    assert end.error is not None
+    assert "available for apps" in end.error
+    assert name not in [one["name"] for one in (await admin.get("/api/apps?limit=200")).json()]
 
 
 async def test_work_that_fails_is_reported_with_its_reason_and_what_it_said(
