@@ -425,10 +425,20 @@ class DockerRuntime:
     ) -> list[dict[str, Any]]:
         """Summaries of our containers, also of those that only carry files; those with a label `key`, in a status."""
         more = {"status": list(status)} if status else {}
-        found = await self._listed(objects.filters(app_id, key) | more)
+        found = [one for one in await self._listed(objects.filters(app_id, key) | more) if not await self._is_copy(one)]
         if (adopted := self._adopted.filters(app_id)) is not None:
             found += self._adopted.labelled(await self._listed(adopted | more), app_id, "container")
         return found
+
+    async def _is_copy(self, summary: Mapping[str, Any]) -> bool:
+        """Whether a container has our labels of its image alone: it is somebody's own, run from what they have made of
+        one of ours (`docker commit`).
+        """
+        found = summary["Labels"]
+        if not found.get(objects.SPEC):
+            return False
+        told = await self._images.labels_of(summary["ImageID"])
+        return all(told.get(key) == found.get(key) for key in (objects.APP, objects.SERVICE, objects.SPEC))
 
     async def _listed(self, filters: Mapping[str, list[str]]) -> list[dict[str, Any]]:
         async with self._engine.call() as client:

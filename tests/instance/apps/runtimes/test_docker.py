@@ -510,6 +510,25 @@ async def test_s34_nothing_foreign_is_ever_touched(docker: DockerLab) -> None:
         engine.remove_image(f"foreign/{tail}:1")
 
 
+async def test_what_somebody_runs_from_a_commit_of_ours_is_theirs(docker: DockerLab) -> None:
+    """`docker commit` puts a container's labels on the image, and so on all that is run from it."""
+    spec = await docker.running(docker.service("a"))
+    tail, made = spec.app_id[-8:], docker.container(spec.app_id, "a")["Id"]
+    docker.engine.ok("POST", "/commit", params={"container": made, "repo": f"debug/{tail}", "tag": "1"})
+    theirs = docker.engine.ok("POST", "/containers/create", body={"Image": f"debug/{tail}:1"})["Id"]
+    docker.engine.ok("POST", f"/containers/{theirs}/start")
+    try:
+        assert [one.container_id for one in (await docker.state(spec.app_id)).services] == [made]
+        await docker.runtime.stop(spec.app_id)
+        await docker.runtime.start(spec.app_id)
+        await docker.runtime.remove(spec.app_id, keep_volumes=False)
+        assert await docker.runtime.find() == []
+        assert docker.engine.ok("GET", f"/containers/{theirs}/json")["State"]["Running"]
+    finally:
+        docker.engine.ok("DELETE", f"/containers/{theirs}", params={"force": "1"})
+        docker.engine.remove_image(f"debug/{tail}:1")
+
+
 async def test_labels_that_are_not_ours_confuse_nobody(docker: DockerLab) -> None:
     spec = await docker.running(docker.service("a"))
     app, other = spec.app_id, new_id("app")

@@ -32,6 +32,7 @@ class Images:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._digests: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._labels: OrderedDict[str, dict[str, str]] = OrderedDict()
 
     async def inspect(self, name: str, *, service: str | None = None) -> dict[str, Any]:
         """The engine's word on a present image. Raises `ImageNotFound`."""
@@ -87,6 +88,19 @@ class Images:
                 self._digests.popitem(last=False)
         self._digests.move_to_end(key)
         return self._digests[key]
+
+    async def labels_of(self, image_id: str) -> Mapping[str, str]:
+        """The labels of an image; none when the engine can't tell of it any more."""
+        if image_id not in self._labels:
+            try:
+                inspected = await self.inspect_id(image_id)
+            except RuntimeFailure:
+                return {}
+            self._labels[image_id] = (inspected.get("Config") or {}).get("Labels") or {}
+            if len(self._labels) > _CACHED:
+                self._labels.popitem(last=False)
+        self._labels.move_to_end(image_id)
+        return self._labels[image_id]
 
     async def pull(self, name: str, login: RegistryLogin | None, progress: Callable[[float], Awaitable[None]]) -> None:
         """Pull one image; `progress` gets 0 to 1 and never goes back. Leaving in the middle ends the pull."""
