@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.crypto import SealBroken
-from quazzar.core.errors import Invalid
+from quazzar.core.errors import Invalid, Unavailable
 from quazzar.core.jobs import KEYRING, SETTINGS, JobCancelled, JobFailed, JobKind, JobRun, job
 from quazzar.core.records import publish
 from quazzar.instance.apps import changes_store, store, updates_store
@@ -24,7 +25,7 @@ from quazzar.instance.apps.events import AppUpdated, AppUpdateFailed
 from quazzar.instance.apps.images import is_pinned, registry_of
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import AppStatus
-from quazzar.instance.apps.runtimes.base import ImageNotFound, RuntimeFailure, RuntimeUnavailable, service_digest
+from quazzar.instance.apps.runtimes.base import ImageNotFound, RuntimeFailure, service_digest
 from quazzar.instance.apps.skips import new_digests, skip
 from quazzar.instance.apps.snapshots import sweep
 from quazzar.instance.apps.spec import AppSpec
@@ -74,8 +75,9 @@ async def _carry_out(run: JobRun, app_id: str) -> None:
                     raise RuntimeFailure("The change is not there any more; ask for it again")
                 await _Changing(work, change).carry_out()
     finally:
-        # What does not go now does when the reconciler looks.
-        with contextlib.suppress(RuntimeUnavailable, RuntimeFailure):
+        # What does not go now does when the reconciler looks, and must not hide why the change failed: the job would
+        # be done again, find nothing to do, and be taken for a success.
+        with contextlib.suppress(Unavailable, RuntimeFailure, SQLAlchemyError, OSError, TimeoutError):
             async with app_lock(app_id):
                 await sweep(run.database, run.resources[RUNTIME], app_id)
 

@@ -406,6 +406,19 @@ async def test_what_could_not_be_taken_back_is_at_the_next_restart(
     assert (await changed(admin, before["id"], "update"))["version"] == "2.0"
 
 
+async def test_why_a_change_failed_is_told_though_the_database_goes_right_after_it(
+    admin: httpx.AsyncClient, engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ConnectionResetError
+
+    before = await old_app(admin, engine)
+    monkeypatch.setattr(changing, "sweep", broken)
+    engine.fail("create:web", RuntimeFailure("The disk is full"))
+    job = await job_of(admin, (await ask(admin, before["id"], "update"))["job_id"])
+    assert (job["status"], job["error"], job["attempts"]) == ("failed", "The disk is full", 1)
+
+
 async def test_a_copy_that_could_not_be_discarded_goes_later(
     app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine
 ) -> None:
