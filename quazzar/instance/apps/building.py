@@ -10,6 +10,7 @@ import psutil
 
 from quazzar.core.crypto import Keyring
 from quazzar.core.errors import Unavailable
+from quazzar.instance.apps.errors import AppUnreadable
 from quazzar.instance.apps.ports import pick_ports
 from quazzar.instance.apps.room import Claim, claim_of
 from quazzar.instance.apps.schemas import AppCreate
@@ -222,7 +223,11 @@ def _context(app_id: str) -> str:
 
 
 def template_of(app: Held) -> Template:
-    return msgspec.convert(app.definition, Template)
+    """Raises `AppUnreadable`."""
+    try:
+        return msgspec.convert(app.definition, Template)
+    except msgspec.ValidationError as error:
+        raise AppUnreadable from error
 
 
 def build_spec(app: Held, keyring: Keyring) -> AppSpec:

@@ -30,6 +30,13 @@ class AppNotInstalled(Conflict):
     message = "This app was never installed whole; start it to install it again, or delete it"
 
 
+class AppUnreadable(Invalid):
+    """It was written by another release; it runs on, and can be stopped and deleted."""
+
+    code = "app_unreadable"
+    message = "What is stored of this app can't be read by this release"
+
+
 class AppNotTrashed(Conflict):
     code = "app_not_trashed"
     message = "This app is not in the trash"

@@ -13,7 +13,7 @@ from quazzar.instance.apps import checking
 from quazzar.instance.apps.runtimes.base import RegistryUnreachable, RuntimeFailure, RuntimeUnavailable
 from quazzar.instance.apps.runtimes.memory import MemoryEngine
 from tests.conftest import RunningApp
-from tests.factories.apps import add_template, events_of, install, key_client, show, unique, web_file
+from tests.factories.apps import add_template, events_of, install, key_client, show, unique, until, web_file
 from tests.instance.apps.test_changes import (  # noqa: F401 - the fixture is for all tests here
     _at_once,
     changed,
@@ -84,6 +84,35 @@ async def test_a_new_version_is_told_once(app: RunningApp, admin: httpx.AsyncCli
     await changed(admin, app_id, "rollback")
     assert (await now(admin, app_id))["available_update"]["version"] == "2.0"
     assert len(await news(app, app_id)) == 1
+
+
+async def test_an_app_that_this_release_can_not_read_stands_in_nobody_s_way(
+    app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine
+) -> None:
+    """As after the way back to a release before."""
+    slug = await two_versions(admin)
+    lost = (await old_app(admin, engine, slug))["id"]
+    image = f"registry.example.com/team/web:{unique('t')}"
+    other = (
+        await old_app(admin, engine, str((await add_template(admin, web_file(unique("web"), image=image)))["slug"]))
+    )["id"]
+    await sql(app, "UPDATE apps SET definition = '{}' WHERE id = :id", id=lost)
+    await sql(app, "UPDATE app_update_checks SET due_at = NULL")
+    engine.moved_tags[image] = NEW
+    await sql(app, "DELETE FROM templates WHERE slug = :slug", slug=slug)
+    await check(app)
+    assert (await show(admin, other))["update_available"]
+    path = f"/api/apps/{lost}"
+    for answer in (
+        await admin.patch(path, json={"labels": {"a": "b"}}),
+        await admin.post(f"{path}/update", json={}),
+        await admin.post(f"{path}/clone", json={"name": unique("copy")}),
+        await admin.get(f"{path}/export"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (422, "app_unreadable"), answer.text
+    await admin.post(f"{path}/restart")
+    assert "can't be read by this release" in (await until(admin, lost, "failed"))["status_reason"]
+    assert (await admin.delete(f"{path}?purge=true")).status_code == 204
 
 
 async def test_a_version_that_reads_older_is_no_news(
