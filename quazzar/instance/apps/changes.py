@@ -22,7 +22,7 @@ from quazzar.instance.apps.building import (
 )
 from quazzar.instance.apps.changes_store import new_snapshot
 from quazzar.instance.apps.dry_run import PlannedUpdate
-from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, NothingToRollBack, PortTaken
+from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, ChangePending, NothingToRollBack, PortTaken
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.room import IMAGE_BYTES, Claim, larger, refusals
 from quazzar.instance.apps.runtimes.base import RegistryLogin, RuntimeFailure, service_digest
@@ -182,7 +182,7 @@ async def _lock(apps: AppService, app_id: str) -> changes_store.Settled:
     if settled.held.installed_at is None:
         raise AppNotInstalled
     if await changes_store.has_change(apps.session, app_id):
-        raise AppBusy("A change of the app has not been taken back whole yet; restart it to go on with that")
+        raise ChangePending
     return settled
 
 

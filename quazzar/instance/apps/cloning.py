@@ -7,13 +7,14 @@ import msgspec
 
 from quazzar.core.db import unique_or
 from quazzar.core.records import audit
-from quazzar.instance.apps import clone_store, copying, jobs, store
+from quazzar.instance.apps import changes_store, clone_store, copying, jobs, store
 from quazzar.instance.apps.building import Draft, build_spec, open_config, template_of
 from quazzar.instance.apps.errors import (
     AppBusy,
     AppNameTaken,
     AppNotFound,
     AppNotInstalled,
+    ChangePending,
     HostFoldersShared,
     PortTaken,
 )
@@ -69,6 +70,8 @@ async def _draft(apps: AppService, app_id: str, data: AppClone) -> tuple[clone_s
     apps.require_unbound()
     if source.held.installed_at is None:
         raise AppNotInstalled
+    if await changes_store.has_change(apps.session, app_id):
+        raise ChangePending
     app = source.held
     template = with_own_ports(template_of(app))
     if any(service.host.binds for service in build_spec(app, apps.keyring).services):

@@ -25,6 +25,12 @@ class AppBusy(Conflict):
     message = "Another operation on this app is still running"
 
 
+class ChangePending(AppBusy):
+    """Its containers and its data may be half of the one state and half of the other."""
+
+    message = "A change of the app has not been taken back whole yet; restart it to go on with that"
+
+
 class AppNotInstalled(Conflict):
     code = "app_not_installed"
     message = "This app was never installed whole; start it to install it again, or delete it"

@@ -25,7 +25,7 @@ from quazzar.core.http import caller_of
 from quazzar.core.records import audit
 from quazzar.instance.apps import changes_store
 from quazzar.instance.apps.building import open_config, plain_spec, template_of
-from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled
+from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, ChangePending
 from quazzar.instance.apps.locks import reading
 from quazzar.instance.apps.models import TRANSITIONAL
 from quazzar.instance.apps.runtimes.base import VOLUME_ROOT, Runtime, RuntimeFailure, RuntimeUnavailable
@@ -126,6 +126,8 @@ async def _read(
             raise AppNotInstalled
         if wanted.data and found.status in TRANSITIONAL:
             raise AppBusy(f"The app is {found.status}; wait until that is done")
+        if wanted.data and await changes_store.has_change(session, app_id):
+            raise ChangePending
         if wanted.data or (secrets and found.held.secrets is not None):
             after = {"secrets": secrets, "data": wanted.data}
             audit(session, "app.export", subject=app_id, after=after)

@@ -397,9 +397,15 @@ async def test_what_could_not_be_taken_back_is_at_the_next_restart(
     asked = await ask(admin, before["id"], "update")
     assert (await job_of(admin, asked["job_id"]))["status"] == "failed"
     assert (await show(admin, before["id"]))["status"] == "failed"
-    busy = await admin.post(f"/api/apps/{before['id']}/update", json={})
-    assert (busy.status_code, busy.json()["code"]) == (409, "app_busy")
-    await admin.post(f"/api/apps/{before['id']}/start")
+    path = f"/api/apps/{before['id']}"
+    for busy in (
+        await admin.post(f"{path}/update", json={}),
+        # Of which data may be half of the one state and half of the other.
+        await admin.post(f"{path}/clone", json={"name": unique("copy")}),
+        await admin.get(f"{path}/export?data=true"),
+    ):
+        assert (busy.status_code, busy.json()["code"]) == (409, "app_busy")
+    await admin.post(f"{path}/start")
     after = await until(admin, before["id"], "running")
     assert engine.contents[before["id"], "data"] == OLD
     assert (after["version"], after["config"]) == ("1.0", before["config"])
