@@ -235,8 +235,14 @@ class DockerLab(Lab):
         for service, mounts in (("a", []), ("b", [f"{name}_data:/data"])):
             labels = of_project | {"com.docker.compose.service": service}
             host = {"NetworkMode": f"{name}_default", "Binds": mounts}
-            body = {"Image": IMAGE, "Cmd": ["sleep", "100000"], "StopTimeout": 1, "Labels": labels, "HostConfig": host}
-            made = self.engine.ok("POST", "/containers/create", params={"name": f"{name}-{service}-1"}, body=body)
+            config = {
+                "Image": IMAGE,
+                "Cmd": ["sleep", "100000"],
+                "StopTimeout": 1,
+                "Labels": labels,
+                "HostConfig": host,
+            }
+            made = self.engine.ok("POST", "/containers/create", params={"name": f"{name}-{service}-1"}, body=config)
             self.engine.ok("POST", f"/containers/{made['Id']}/start")
         return name
 
