@@ -22,7 +22,14 @@ from quazzar.instance.apps.building import (
 )
 from quazzar.instance.apps.changes_store import new_snapshot
 from quazzar.instance.apps.dry_run import PlannedUpdate
-from quazzar.instance.apps.errors import AppBusy, AppNotFound, AppNotInstalled, ChangePending, NothingToRollBack, PortTaken
+from quazzar.instance.apps.errors import (
+    AppBusy,
+    AppNotFound,
+    AppNotInstalled,
+    ChangePending,
+    NothingToRollBack,
+    PortTaken,
+)
 from quazzar.instance.apps.models import AppStatus
 from quazzar.instance.apps.room import IMAGE_BYTES, Claim, larger, refusals
 from quazzar.instance.apps.runtimes.base import RegistryLogin, RuntimeFailure, service_digest
