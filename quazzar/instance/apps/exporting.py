@@ -223,7 +223,7 @@ async def _counted(
     async with _turns(state):
         with reading(app_id, cut):
             if cut.is_set():
-                # An operation has begun since the app was looked at: what it removes must not be held open.
+                # An operation has begun since the app was looked at: half of what it changes is nobody's data.
                 raise CutOff("The app is in another operation by now")
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
