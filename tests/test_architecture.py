@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import msgspec
 import pytest
 from litestar import Litestar
@@ -217,6 +218,20 @@ def test_the_documents_are_complete(realm: str) -> None:
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 assert "example" in content or "examples" in content, where
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("realm", ["instance", "panel"])
+def test_the_examples_of_bodies_are_what_their_schemas_allow(realm: Realm) -> None:
+    document: dict[str, Any] = msgspec.json.decode(document_path(realm).read_bytes())
+    wrong = []
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            if "example" in body:
+                validator = jsonschema_rs.validator_for(body["schema"] | {"components": document["components"]})
+                errors = validator.iter_errors(body["example"])
+                wrong += [f"{method.upper()} {path}: {error.instance_path}: {error.message}" for error in errors]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("realm", ["instance", "panel"])

@@ -219,9 +219,11 @@ def _example(schema: dict[str, Any], schemas: dict[str, Any], depth: int, name: 
     fixed = schema.get("default"), schema.get("const"), *schema.get("enum", ())
     if (value := next((value for value in fixed if value is not None), None)) is not None:
         return value
-    choices = [*schema.get("oneOf", ()), *schema.get("anyOf", ()), *schema.get("allOf", ())]
+    choices = [choice for key in _CHOICES for choice in schema.get(key, ())]
     if choice := next((choice for choice in choices if choice.get("type") != "null"), None):
-        return _example(choice, schemas, depth, name)
+        # Limits of a value that may be null stand beside the choice.
+        beside = {key: value for key, value in schema.items() if key not in _CHOICES}
+        return _example(beside | choice, schemas, depth, name)
     kind = schema.get("type")
     if isinstance(kind, list):
         kind = next((entry for entry in kind if entry != "null"), "null")
@@ -243,6 +245,7 @@ def _example(schema: dict[str, Any], schemas: dict[str, Any], depth: int, name: 
             return None
 
 
+_CHOICES = ("oneOf", "anyOf", "allOf")
 _BY_NAME = {
     "id": "app_3k2m4v7q3n5t2ac6xk2m4v7q3n",
     "username": "admin",

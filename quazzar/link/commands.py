@@ -69,9 +69,9 @@ ConfigKey = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*\Z")]
 class ResourcesIn(In, kw_only=True):
     """Limits of each service of the app, in place of those that the template names."""
 
-    memory_bytes: Annotated[int, Meta(ge=6 * MIB, le=2**50)] | None = None
-    cpus: Annotated[float, Meta(ge=0.01, le=1024)] | None = None
-    pids: Annotated[int, Meta(ge=1, le=4_194_304)] | None = None
+    memory_bytes: Annotated[int, Meta(ge=6 * MIB, le=2**50, examples=[1024 * MIB])] | None = None
+    cpus: Annotated[float, Meta(ge=0.01, le=1024, examples=[2.0])] | None = None
+    pids: Annotated[int, Meta(ge=1, le=4_194_304, examples=[512])] | None = None
 
 
 class InstallArgs(In, kw_only=True):

@@ -19,9 +19,9 @@ ConfigValue = Any
 class ResourcesPatch(In, kw_only=True):
     """Limits that are left out stay; `null` goes back to what the template says."""
 
-    memory_bytes: Annotated[int, Meta(ge=6 * MIB, le=2**50)] | None | UnsetType = UNSET
-    cpus: Annotated[float, Meta(ge=0.01, le=1024)] | None | UnsetType = UNSET
-    pids: Annotated[int, Meta(ge=1, le=4_194_304)] | None | UnsetType = UNSET
+    memory_bytes: Annotated[int, Meta(ge=6 * MIB, le=2**50, examples=[1024 * MIB])] | None | UnsetType = UNSET
+    cpus: Annotated[float, Meta(ge=0.01, le=1024, examples=[2.0])] | None | UnsetType = UNSET
+    pids: Annotated[int, Meta(ge=1, le=4_194_304, examples=[512])] | None | UnsetType = UNSET
 
 
 RestartPolicy = Annotated[

@@ -18,9 +18,21 @@ Url = Annotated[
         examples=["https://example.com/templates/index.json"],
     ),
 ]
-Key = Annotated[str, Meta(max_length=100, description="Ed25519 public key in base64 that signs the index.")]
+Key = Annotated[
+    str,
+    Meta(
+        max_length=100,
+        description="Ed25519 public key in base64 that signs the index.",
+        examples=["11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="],
+    ),
+]
 Digest = Annotated[
-    str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z", description="What the bytes of an index without signature must give.")
+    str,
+    Meta(
+        pattern=r"^sha256:[0-9a-f]{64}\Z",
+        description="What the bytes of an index without signature must give.",
+        examples=["sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    ),
 ]
 
 

@@ -12,9 +12,9 @@ COMPOSE_BYTES = 1024 * 1024
 
 EXAMPLE = """\
 x-quazzar:
-  slug: hello
+  slug: our-page
   version: "1.0"
-  title: Hello
+  title: Our page
   fields:
     - {name: http_port, label: Port, type: port, default: auto}
   web: {service: web, port: 80}
