@@ -91,11 +91,13 @@ clean: ## remove .venv and all caches; data stays
 
 # What the tests need contains what running needs, so a .venv for tests is never cut back.
 $(VENV)/.run: requirements.lock requirements-dev.lock $(VENV)/.uv
+	@echo 'Installing the pinned packages into $(VENV)'
 	@lock=requirements.lock; if [ -f $(VENV)/.dev ]; then lock=requirements-dev.lock; fi; \
 	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python $$lock
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.uv
+	@echo 'Installing the pinned packages into $(VENV)'
 	@$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements-dev.lock
 	@touch $@ $(VENV)/.run
 

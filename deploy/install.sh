@@ -52,8 +52,8 @@ while [ $# -gt 0 ]; do
 done
 
 case $mode in
-    instance) data=/var/lib/quazzar ;;
-    panel) data=/var/lib/quazzar-panel ;;
+    instance) data=/var/lib/quazzar environment=/etc/quazzar/environment ;;
+    panel) data=/var/lib/quazzar-panel environment=/etc/quazzar/panel.environment ;;
     *) fail "--mode must be instance or panel" ;;
 esac
 
@@ -137,6 +137,18 @@ put_files() {
 #!/bin/sh
 # The command line of the installed Quazzar, run as its own user: what it writes must belong to that user.
 set -eu
+# The settings of the service, as systemd reads them: without them a command would look at another database.
+if [ -r $environment ]; then
+    while read -r line || [ -n "\$line" ]; do
+        name=\${line%%=*} value=\${line#*=}
+        case \$name in '' | *[!A-Za-z0-9_]*) continue ;; esac
+        case \$value in
+            \"*\") value=\${value#\"} value=\${value%\"} ;;
+            \'*\') value=\${value#\'} value=\${value%\'} ;;
+        esac
+        printenv "\$name" >/dev/null || export "\$name=\$value"
+    done <$environment
+fi
 export PYTHONPATH=$home/app QUAZZAR_SERVER_DATA_DIR="\${QUAZZAR_SERVER_DATA_DIR:-$data}"
 export QUAZZAR_SERVER_MODE="\${QUAZZAR_SERVER_MODE:-$mode}"
 set -- $home/venv/bin/python -P -m quazzar "\$@"

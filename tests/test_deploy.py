@@ -71,6 +71,24 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
         check=True,
     )
     assert version.stdout.startswith("quazzar ")
+    command = (root / "usr/local/bin/quazzar").read_text()
+    for there, here in (
+        ("/etc/quazzar/", f"{root}/etc/quazzar/"),
+        ("/opt/quazzar/venv/bin/python -P -m quazzar", "env"),
+        ("runuser -u quazzar --", "env"),
+    ):
+        assert there in command
+        command = command.replace(there, here)
+    url = "postgresql://quazzar:a'b$c=d@db/quazzar?x="
+    (root / "etc/quazzar/panel.environment").write_text(
+        f'# ours\nQUAZZAR_DATABASE_URL="{url}"\n\nQUAZZAR_LOG_LEVEL=error\nno setting\nQUAZZAR_AUTH_SECRET_KEY=aB+/='
+    )
+    told = subprocess.run(
+        ["sh", "-c", command], env={"QUAZZAR_LOG_LEVEL": "debug"}, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert {f"QUAZZAR_DATABASE_URL={url}", "QUAZZAR_AUTH_SECRET_KEY=aB+/=", "QUAZZAR_LOG_LEVEL=debug"} < set(told)
+    assert {"QUAZZAR_SERVER_MODE=panel", "QUAZZAR_SERVER_DATA_DIR=/var/lib/quazzar-panel"} < set(told)
+    (root / "etc/quazzar/panel.environment").unlink()
     (root / "var/lib/quazzar").mkdir(parents=True)
     (root / "etc/quazzar/quazzar.toml").write_text("")
     assert run("sh", DEPLOY / "install.sh", "--root", root, "--uninstall").returncode == 0
