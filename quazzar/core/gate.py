@@ -304,7 +304,9 @@ class Gate:
         if (port and not (port.isascii() and port.isdigit())) or not (
             name in self._host_names or (self._host_ends and name.endswith(self._host_ends))
         ):
-            raise _Refused(400, "invalid_host", "This host name is not served here; server.allowed_hosts says which are")
+            raise _Refused(
+                400, "invalid_host", "This host name is not served here; server.allowed_hosts says which are"
+            )
         if len(self._good_hosts) < 1024:
             self._good_hosts.add(value)
 

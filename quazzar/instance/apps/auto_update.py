@@ -7,6 +7,7 @@ import msgspec
 
 from quazzar.core.schema import given
 from quazzar.instance.apps import store, updates_store
+from quazzar.instance.apps.building import template_of
 from quazzar.instance.apps.schemas import CRON, ZONE, AutoUpdateIn
 from quazzar.instance.apps.service import AppService
 from quazzar.instance.apps.updates_store import Policy
@@ -58,7 +59,7 @@ async def _hold_problem(apps: AppService, app: store.Held, version: str) -> str 
     if app.template is None:
         return "An app that is not from the catalogue has no versions"
     try:
-        await TemplateService(apps.session).find(app.template, version)
+        await TemplateService(apps.session).find_newer(template_of(app), version)
     except (TemplateNotFound, TemplateVersionNotFound):
         return "The template has no such version"
     return None

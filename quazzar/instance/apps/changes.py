@@ -219,7 +219,7 @@ async def _newer(apps: AppService, app: store.Held, version: str | None) -> Temp
             raise Invalid(details={"version": "An app that is not from the catalogue has no versions"})
         return template_of(app)
     try:
-        return await TemplateService(apps.session).find(app.template, version)
+        return await TemplateService(apps.session).find_newer(template_of(app), version)
     except TemplateVersionNotFound:
         if version != app.version:
             raise Invalid(details={"version": "The template has no such version"}) from None

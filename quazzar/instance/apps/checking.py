@@ -87,15 +87,15 @@ class _Check:
         if self.away is not None:
             raise JobFailed(self.away.message) from self.away
 
-    async def _newest(self, apps: Iterable[Checked]) -> Mapping[str, str]:
+    async def _newest(self, apps: Iterable[Checked]) -> Mapping[tuple[str, str | None], str]:
         slugs = {one.held.template for one in apps if one.held.template is not None}
         async with self.run.begin() as session:
             return await newest_versions(session, slugs)
 
     @staticmethod
-    def _newer_version(app: Checked, newest: Mapping[str, str]) -> str | None:
+    def _newer_version(app: Checked, newest: Mapping[tuple[str, str | None], str]) -> str | None:
         held = app.held
-        version = newest.get(held.template or "")
+        version = newest.get((held.template or "", held.definition.get("publisher")))
         if version is None or held.version is None or version == held.version or reads_older(version, held.version):
             return None
         return version

@@ -60,7 +60,9 @@ async def sync(run: JobRun, source_id: str) -> None:
             return
         if now.digest != source.digest or (now.serial is not None and now.serial > index.serial):
             raise JobFailed("Another sync of this source was faster")
-        problems |= await take_source(session, source_id, found, listed={one.slug for one in index.templates})
+        publisher = source.public_key or source.url
+        listed = {one.slug for one in index.templates}
+        problems |= await take_source(session, source_id, publisher, found, listed=listed)
         after = {"serial": index.serial, "digest": _sha256(body), "templates": len(found)}
         values = {"serial": index.serial, "error": None, "problems": problems, "synced_at": func.clock_timestamp()}
         await store.update_source(session, source_id, **values)

@@ -134,6 +134,15 @@ class TemplateService:
             return msgspec.convert(stored.definition, Template)
         return (await self._packaged(ref, version)).template
 
+    async def find_newer(self, former: Template, version: str | None = None) -> Template:
+        """As `find`, for an app that was made from `former`: what another publisher has under the same slug is none of
+        its versions. Sources come and go, and no app may become by that what its admin has not chosen.
+        """
+        found = await self.find(former.slug, version)
+        if found.publisher != former.publisher:
+            raise TemplateNotFound
+        return found
+
     async def get(self, ref: str, version: str | None = None) -> TemplateOut:
         """As `find`, in the form of an answer."""
         stored = await self._stored(ref, version)
@@ -240,15 +249,19 @@ class TemplateService:
         await store.delete_template(self.session, template_id)
 
 
-async def newest_versions(session: AsyncSession, slugs: Collection[str]) -> dict[str, str]:
-    """Slug → the version that an install takes which names none; without those that are no template any more."""
+async def newest_versions(session: AsyncSession, slugs: Collection[str]) -> dict[tuple[str, str | None], str]:
+    """Slug and publisher → the version that an install takes which names none; without those that are no template any
+    more.
+    """
     packaged = await ready_catalogue()
-    found = {slug: packaged[slug].template.version for slug in slugs if slug in packaged}
-    return found | await store.find_newest(session, slugs)
+    own = await store.find_newest(session, slugs)
+    found = {(slug, publisher): version for slug, (publisher, version) in own.items()}
+    left = [slug for slug in slugs if slug in packaged and slug not in own]
+    return found | {(slug, None): packaged[slug].template.version for slug in left}
 
 
 async def take_source(
-    session: AsyncSession, source_id: str, found: Iterable[tuple[Template, str]], *, listed: set[str]
+    session: AsyncSession, source_id: str, publisher: str, found: Iterable[tuple[Template, str]], *, listed: set[str]
 ) -> dict[str, str]:
     """Put the checked templates of a source into the catalogue and forget those that it no longer lists.
 
@@ -264,7 +277,7 @@ async def take_source(
         if template.slug not in held:
             problems[template.slug] = "Another template has this slug"
             continue
-        definition = msgspec.to_builtins(template)
+        definition = msgspec.to_builtins(msgspec.structs.replace(template, publisher=publisher))
         template_id = held[template.slug]
         await store.put_version(session, template_id, template.version, compose=compose, definition=definition)
     return problems

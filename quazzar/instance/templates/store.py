@@ -99,14 +99,14 @@ async def get_template(session: AsyncSession, ref: str, version: str | None = No
     return StoredTemplate(*row) if row is not None else None
 
 
-async def find_newest(session: AsyncSession, slugs: Collection[str]) -> dict[str, str]:
-    """Slug → default version of the own templates among `slugs`."""
+async def find_newest(session: AsyncSession, slugs: Collection[str]) -> dict[str, tuple[str | None, str]]:
+    """Slug → publisher and default version of the own templates among `slugs`."""
     statement = (
-        select(Template.slug, TemplateVersion.version)
+        select(Template.slug, TemplateVersion.definition["publisher"].as_string(), TemplateVersion.version)
         .join(TemplateVersion, TemplateVersion.template_id == Template.id)
         .where(TemplateVersion.number == _newest, Template.slug.in_(slugs))
     )
-    return {row[0]: row[1] for row in await session.execute(statement)}
+    return {slug: (publisher, version) for slug, publisher, version in await session.execute(statement)}
 
 
 async def find_versions(session: AsyncSession, template_id: str) -> list[str]:

@@ -42,7 +42,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
     Ports are in their long form, and those that the file leaves to the engine have a field of their own (`auto`).
     `notes` are sentences on what the file says and this platform does in another way; `first_steps` tells people what
-    to do once the app runs. `trusted` is the admin's mark.
+    to do once the app runs. `trusted` is the admin's mark. `publisher` is the key or else the address of the source
+    that it came from, which no file can say of itself; None for those of this release and for the admin's own.
     """
 
     slug: str
@@ -63,4 +64,5 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     configs: dict[str, dict[str, Any]] = {}
     secrets: dict[str, dict[str, Any]] = {}
     trusted: bool = False
+    publisher: str | None = None
     notes: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """Template sources from a real server: signed, pinned, and hostile in every way that a server can be."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import threading
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from quazzar.instance.template_sources import jobs
 from quazzar.settings import Settings
 from tests.conftest import RunningApp, make_settings
-from tests.factories.apps import add_template, audited, install, job_of, key_client, one_file, unique
+from tests.factories.apps import add_template, audited, install, job_of, key_client, one_file, unique, until
 
 
 class Catalogue:
@@ -74,6 +75,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture
 def catalogue() -> Iterator[Catalogue]:
+    with serving() as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Catalogue]:
     found = Catalogue()
     found.thread.start()
     yield found
@@ -170,6 +177,41 @@ async def test_a_pinned_source_changes_only_with_its_digest(admin: httpx.AsyncCl
     assert (await admin.get(f"/api/templates/{slug}")).json()["version"] == "1"
     assert (await sync(admin, source, digest=digest))["error"] is None
     assert (await admin.get(f"/api/templates/{slug}")).json()["version"] == "2"
+
+
+async def test_what_another_source_has_under_its_slug_is_no_version_of_an_app(
+    admin: httpx.AsyncClient, catalogue: Catalogue
+) -> None:
+    slug, second = unique("taken"), {"version": "2"}
+    newer = one_file(slug).replace('version: "1"', 'version: "2"')
+    catalogue.write(1, one_file(slug))
+    source = await add(admin, catalogue)
+    app = await install(admin, slug)
+    path = f"/api/apps/{app['id']}"
+
+    async def newest() -> Any:
+        return ((await admin.post(f"{path}/check-updates")).json()["available_update"] or {}).get("version")
+
+    with serving() as other:
+        other.write(1, newer)
+        theirs = await add(admin, other)
+        assert theirs["problems"] == {slug: "Another template has this slug"}
+        assert (await admin.delete(f"/api/template-sources/{source['id']}")).status_code == 204
+        await sync(admin, theirs)
+        assert (await admin.get(f"/api/templates/{slug}")).json()["source"] == theirs["id"]
+        assert await newest() is None
+        refused = await admin.post(f"{path}/update", json=second)
+        assert (refused.status_code, refused.json()["details"].keys()) == (422, {"version"})
+        held = await admin.patch(path, json={"auto_update": {"hold_version": "2"}})
+        assert (held.status_code, held.json()["details"].keys()) == (422, {"auto_update.hold_version"})
+        assert (await admin.delete(f"/api/template-sources/{theirs['id']}")).status_code == 204
+
+    # Its own source is known again by its key, wherever it lives by now.
+    catalogue.write(2, newer)
+    await add(admin, catalogue)
+    assert await newest() == "2"
+    assert (await admin.post(f"{path}/update", json=second)).status_code == 200
+    assert (await until(admin, app["id"], "running"))["version"] == "2"
 
 
 async def test_bad_templates_are_left_out_by_name(admin: httpx.AsyncClient, catalogue: Catalogue) -> None:
