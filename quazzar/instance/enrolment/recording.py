@@ -49,8 +49,8 @@ class Recorder:
         return self._measured_at + self.seconds - monotonic()
 
     async def rest(self) -> None:
-        """Until the next measurement is due, as it looks now."""
-        await sleep(max(0.0, self.due_in))
+        """Until the next measurement is due, but a second at the most: the panel may want them more often by then."""
+        await sleep(min(max(0.0, self.due_in), 1.0))
 
     def sending(self, sample: Sample) -> None:
         """It goes over the line now; whether it arrives is not known before a while has passed."""

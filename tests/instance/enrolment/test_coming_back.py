@@ -49,10 +49,13 @@ class Attempts:
 async def test_who_measures_for_a_panel_sleeps_until_something_is_due(
     tmp_path: Path, database: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a panel nothing is measured or looked at; without a line as often as there would be heartbeats."""
+    """Without a panel nothing is measured or looked at; without a line as often as there would be heartbeats, also when
+    those come more often by then.
+    """
     line = Line(database, tmp_path, keyring, Usage())
     links: list[Any] = []
     slept: list[float] = []
+    kept: list[float] = []
     asked, over = asyncio.Event(), asyncio.Event()
 
     async def link() -> Any:
@@ -65,11 +68,14 @@ async def test_who_measures_for_a_panel_sleeps_until_something_is_due(
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
+        if sum(slept) == 63:
+            line.recorder.seconds = 5
 
     async def keep(instance_id: str) -> None:
         assert instance_id == "inst_a"
         await line.recorder.measure()
-        if len(slept) == 3:
+        kept.append(sum(slept))
+        if len(kept) == 4:
             over.set()
             await asyncio.Event().wait()
 
@@ -86,7 +92,7 @@ async def test_who_measures_for_a_panel_sleeps_until_something_is_due(
         links.append(SimpleNamespace(instance_id="inst_a"))
         line.changed()
         await asyncio.wait_for(over.wait(), 30)
-        assert slept == [30, 30, 30]
+        assert kept == [30, 60, 65, 70]
     finally:
         await line.stop()
 
