@@ -26,7 +26,7 @@ from tests.product.process import Product, product
 
 _TORTURE = os.environ.get("QUAZZAR_TORTURE", "")
 CAMPAIGN = bool(_TORTURE)
-SAMPLE = not _TORTURE and not os.environ.get("CI")
+SAMPLE = not CAMPAIGN and not os.environ.get("CI")
 """Whether it is somebody who works on this that waits for the end: then one fault stands for its like."""
 
 

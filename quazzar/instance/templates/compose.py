@@ -184,7 +184,6 @@ def _template(
 def _reader(problems: Problems, values: Mapping[str, str], environment: Mapping[str, str] | None) -> Reader:
     reader = Reader(problems, values)
     if environment is not None:
-        reader.hint = "give it in env, or write ${NAME:-default}"
         reader.from_environment = True
     return reader
 

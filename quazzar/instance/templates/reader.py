@@ -44,7 +44,6 @@ class Reader:
         self.values = values
         self.names = frozenset(values) | frozenset(open_names)
         self.final = final
-        self.hint = "declare it under x-quazzar.fields, or write ${NAME:-default}"
         self.from_environment = False
         self.notes: list[str] = []
         self._filled = 0
@@ -85,7 +84,8 @@ class Reader:
         unknown = [one.name for one in references(parts) if one.name not in self.names and not one.operator]
         for name in unknown[:3]:
             close = self.problems.guesses.closest(name, self.names)
-            hint = f"did you mean {close}?" if close else self.hint
+            way = "give it in env" if self.from_environment else "declare it under x-quazzar.fields"
+            hint = f"did you mean {close}?" if close else f"{way}, or write ${{NAME:-default}}"
             self.problem(path, node.line, f"${{{shown(name)}}} is not known; {hint}", "unknown")
         return None if unknown else parts
 

@@ -54,7 +54,7 @@ class TenantService:
         from quazzar.panel.alerts.defaults import seed  # noqa: PLC0415 - an instance loads this, and makes no tenant
 
         made = await store.add_tenant(self._session, tenant_id, name=name, **values)
-        await store.add_membership(self._session, tenant_id, id=new_id("mem"), user_id=owner_id, role=OWNER)
+        await self.join(tenant_id, owner_id, role=OWNER)
         await seed(self._session, tenant_id)
         return TenantOut.of(made)
 

@@ -53,10 +53,6 @@ async def delete_tenant(session: AsyncSession, tenant_id: str) -> None:
 _PATIENCE = text("SET LOCAL statement_timeout = '60s'")
 
 
-async def add_membership(session: AsyncSession, tenant_id: str, **values: Any) -> None:
-    await session.execute(insert(Membership).values(tenant_id=tenant_id, **values))
-
-
 async def add_member(session: AsyncSession, tenant_id: str, **values: Any) -> str | None:
     """Add a member; who has come in from the parent so far is one from now on, under the id that they have. Gives the
     member's id, None when they are one already.
