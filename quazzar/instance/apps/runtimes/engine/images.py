@@ -79,8 +79,7 @@ class Images:
         key = (image_id, name)
         if key not in self._digests:
             try:
-                async with self._engine.call() as client:
-                    self._digests[key] = _digest(await client.images.inspect(image_id), name)
+                self._digests[key] = _digest(await self.inspect_id(image_id), name)
             except RuntimeFailure:
                 # It is gone, or its layers are: that must not hide the container.
                 return image_id
