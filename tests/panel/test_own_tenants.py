@@ -68,14 +68,61 @@ async def test_a_second_tenant(client: httpx.AsyncClient, ada: MadeUser) -> None
     assert [tenant["id"] for tenant in page.json()] == [body["id"]]
     rest = await client.get(page.headers["link"].partition(">")[0][1:], headers=headers)
     assert [tenant["id"] for tenant in rest.json()] == [ada.tenant_id]
-    # It is another tenant's as long as the session works in the first.
+    # What one makes one can change and delete, wherever the session works.
     path = f"{TENANTS}/{body['id']}"
-    assert (await client.patch(path, json={"name": "x"}, headers=headers)).status_code == 404
-    assert (await client.delete(path, headers=headers)).status_code == 404
-    headers = await switch(client, headers, body["id"])
     changed = await client.patch(path, json={"name": "Other"}, headers=headers)
     assert (changed.status_code, changed.json()["name"]) == (200, "Other")
-    assert (await me(client, headers))["tenant"]["name"] == "Other"
+    headers = await switch(client, headers, body["id"])
+    changed = await client.patch(path, json={"name": "Third"}, headers=headers)
+    assert (changed.status_code, changed.json()["name"]) == (200, "Third")
+    assert (await me(client, headers))["tenant"]["name"] == "Third"
+    headers = await switch(client, headers, ada.tenant_id or "")
+    assert (await client.delete(path, headers=headers)).status_code == 204
+    assert [tenant["id"] for tenant in (await client.get(TENANTS, headers=headers)).json()] == [ada.tenant_id]
+    assert (await client.get(path, headers=headers)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("role", "changed", "deleted"),
+    [("owner", 200, 204), ("admin", 200, 403), ("operator", 403, 403), ("viewer", 403, 403)],
+)
+async def test_what_one_may_do_in_another_tenant_counts_there(
+    client: httpx.AsyncClient, ada: MadeUser, database: Database, role: str, changed: int, deleted: int
+) -> None:
+    eve = await make_member(database)
+    assert eve.tenant_id is not None
+    await join(database, ada, eve.tenant_id, role)
+    headers, path = await headers_of(client, ada), f"{TENANTS}/{eve.tenant_id}"
+    assert (await me(client, headers))["tenant"]["id"] == ada.tenant_id
+    # A key is of one tenant, whoever made it.
+    made = await client.post("/panel/api/api-keys", json={"name": "CI", "permissions": ["*"]}, headers=headers)
+    by_key = bearer(made.json()["key"])
+    assert (await client.patch(path, json={"name": "x"}, headers=by_key)).json()["code"] == "tenant_not_found"
+    answers = [
+        await client.patch(path, json={"name": "Renamed"}, headers=headers),
+        await client.delete(path, headers=headers),
+    ]
+    assert [answer.status_code for answer in answers] == [changed, deleted]
+    assert {answer.json()["code"] for answer in answers if answer.status_code == 403} <= {"scope_missing"}
+    async with database.begin(tenant=eve.tenant_id) as session:
+        rows = await session.execute(
+            text("SELECT action FROM audit_records WHERE tenant_id = :id AND action LIKE 'tenant.%' ORDER BY id"),
+            {"id": eve.tenant_id},
+        )
+        expected = ["tenant.update"] * (changed == 200) + ["tenant.delete"] * (deleted == 204)
+        assert rows.scalars().all() == expected
+
+
+async def test_who_may_do_less_here_does_no_more_elsewhere(
+    client: httpx.AsyncClient, ada: MadeUser, database: Database
+) -> None:
+    eve = await make_member(database)
+    await join(database, eve, ada.tenant_id or "", "viewer")
+    headers, path = await headers_of(client, eve), f"{TENANTS}/{eve.tenant_id}"
+    there = await switch(client, headers, ada.tenant_id or "")
+    assert (await client.get(path, headers=there)).json()["role"] == "owner"
+    refused = await client.patch(path, json={"name": "x"}, headers=there)
+    assert (refused.status_code, refused.json()["code"]) == (403, "scope_missing")
 
 
 async def test_switching_ends_the_tokens_before_it(client: httpx.AsyncClient, ada: MadeUser) -> None:

@@ -18,6 +18,9 @@ PASSWORD = "no example has this one"
 EXAMPLES = int(os.environ.get("QUAZZAR_FUZZ_EXAMPLES") or ("2000" if os.environ.get("CI") else "60"))
 """Test cases per API in each phase, spread over its operations; CI and `make fuzz` ask for more."""
 
+SEED = os.environ.get("QUAZZAR_FUZZ_SEED") or ("1" if os.environ.get("CI") else None)
+"""CI says the same of the same commit; new cases are what `make fuzz` is for."""
+
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 # These may end the session that the run is logged in with, so they come last, on a login of their own.
 ENDING = ("Logout", "DeleteSession", "SwitchTenant", "DeleteTenant")
@@ -47,6 +50,7 @@ def test_nothing_outside_the_document(realm: str, tmp_path: Path) -> None:
                 # A body of the right shape may still name a template or an app that is not there.
                 *("--exclude-checks", "positive_data_acceptance"),
                 *("--max-examples", str(max(1, EXAMPLES // operations)), "--request-timeout", "10", "--no-color"),
+                *(("--seed", SEED) if SEED else ()),
                 *("--suppress-health-check", "all", "--continue-on-failure", "--no-shrink"),
                 *(word for operation in ENDING for word in (which, operation)),
             ]

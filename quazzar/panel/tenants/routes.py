@@ -68,13 +68,14 @@ class TenantController(Controller):
         "/{tenant_id:str}",
         guards=[requires("tenant:write")],
         operation_id="UpdateTenant",
-        summary="Change the current tenant or a client of it",
+        summary="Change a tenant",
     )
     async def update_tenant(
         self, tenants: NamedDependency[OwnTenantService], tenant_id: FromPath[str], data: JSONBody[TenantUpdate]
     ) -> TenantOut:
-        """What is left out stays as it is. What the parent's members may do in a client is for the client's own members
-        to say: 403 `parent_access_foreign` for others.
+        """The current one, a client of it, or another that the caller belongs to (a login, not a key), with the
+        permission there as well. What is left out stays as it is. What the parent's members may do in a client is for
+        the client's own members to say, in it: 403 `parent_access_foreign` for others.
         """
         return await tenants.update(tenant_id, data)
 
@@ -82,10 +83,11 @@ class TenantController(Controller):
         "/{tenant_id:str}",
         guards=[requires_login("tenant:delete")],
         operation_id="DeleteTenant",
-        summary="Delete the current tenant or a client of it",
+        summary="Delete a tenant",
     )
     async def delete_tenant(self, tenants: NamedDependency[OwnTenantService], tenant_id: FromPath[str]) -> None:
-        """With its members, roles, keys and webhooks, for good; the audit log stays. 409 `tenant_has_clients`,
+        """The current one, a client of it, or another that the caller belongs to, with the permission there as well. It
+        goes with its members, roles, keys and webhooks, for good; the audit log stays. 409 `tenant_has_clients`,
         `tenant_in_use`.
         """
         await tenants.delete(tenant_id)

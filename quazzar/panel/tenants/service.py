@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.accounts.process import Accounts
-from quazzar.core.auth import Principal
+from quazzar.core.auth import Principal, scope_within
 from quazzar.core.db import referenced_or, set_scope
 from quazzar.core.errors import Forbidden
 from quazzar.core.ids import new_id
@@ -146,7 +146,9 @@ def _may_enter(granted: frozenset[str], resources: Any, parent_access: str) -> b
 
 
 class OwnTenantService:
-    """The tenants that a caller may see and change: the one that they work in, and its clients; one per request."""
+    """The tenants that a caller may see and change: those that they belong to, and clients of the one that they work
+    in; one per request.
+    """
 
     def __init__(self, session: AsyncSession, accounts: Accounts, principal: Principal) -> None:
         self._session = session
@@ -207,26 +209,43 @@ class OwnTenantService:
         caller: Caller = self._session.info["caller"]
         return msgspec.structs.replace(caller, tenant_id=tenant_id)
 
-    async def _lock(self, tenant_id: str) -> Any:
-        """The tenant of this id, locked, with the transaction's scope set to it. Raises `TenantNotFound`."""
+    async def _lock(self, tenant_id: str, needed: str) -> Any:
+        """The tenant of this id, locked, with the transaction's scope set to it: the current one, a client of it, or
+        another one that the caller is a member of, where they may do what is `needed`.
+
+        Raises `TenantNotFound`, `PermissionExceeded`, and `Forbidden` without that permission.
+        """
         if tenant_id == self._tenant_id:
             if self._principal.resources is not None:
                 raise PermissionExceeded
-        else:
-            client = await store.get_client(self._session, self._tenant_id, tenant_id)
-            if client is None:
-                raise TenantNotFound
+        elif await store.get_client(self._session, self._tenant_id, tenant_id) is not None:
             if not self._principal.allows("clients:write") or self._principal.resources is not None:
                 raise Forbidden("This needs the scope clients:write", code="scope_missing")
             await set_scope(self._session, tenant=tenant_id, user=self._principal.user_id)
+        else:
+            await self._reach(tenant_id, needed)
         tenant = await store.get_tenant(self._session, tenant_id, lock=True)
         if tenant is None:
             raise TenantNotFound
         return tenant
 
+    async def _reach(self, tenant_id: str, needed: str) -> None:
+        """Another tenant of the caller's: their session could switch to it, so it need not for this."""
+        me = self._principal
+        if me.key_id is not None:
+            raise TenantNotFound
+        await set_scope(self._session, tenant=tenant_id, user=me.user_id)
+        place = await TenantService(self._session).place(tenant_id, me.user_id)
+        if place is None or place.tenant.comes_from is not None:
+            raise TenantNotFound
+        if place.resources is not None:
+            raise PermissionExceeded
+        if not scope_within(needed, place.permissions):
+            raise Forbidden(f"This needs the scope {needed} in that organization", code="scope_missing")
+
     async def update(self, tenant_id: str, data: TenantUpdate) -> TenantOut:
         """Change what was sent. Raises `TenantNotFound`, `ParentAccessForeign`, `NotAnMsp`, `TenantHasClients`."""
-        before = await self._lock(tenant_id)
+        before = await self._lock(tenant_id, "tenant:write")
         values = {name: value for name, value in given(data).items() if value != getattr(before, name)}
         if "parent_access" in values:
             await self._check_access(before)
@@ -259,7 +278,7 @@ class OwnTenantService:
 
     async def delete(self, tenant_id: str) -> None:
         """Delete a tenant with all that is in it. Raises `TenantNotFound`, `TenantHasClients`, `TenantInUse`."""
-        tenant = await self._lock(tenant_id)
+        tenant = await self._lock(tenant_id, "tenant:delete")
         if await store.find_client_ids(self._session, tenant_id):
             raise TenantHasClients
         # Those who work in it now are out with the commit, here and in other processes.
