@@ -194,3 +194,14 @@ async def test_the_edges_of_a_page(callers: Callers, operation: Operation) -> No
     answer = await callers.ask(operation, params={"limit": "200"})
     assert isinstance(answer.json(), list)
     assert len((await callers.ask(operation, params={"limit": "1"})).json()) <= 1
+
+
+@_each(*(one for one in OPERATIONS if one.method != "GET" and not one.public))
+async def test_what_changes_something_knows_all_of_its_parameters(callers: Callers, operation: Operation) -> None:
+    known = [one["name"] for one in operation.said.get("parameters", ()) if one["in"] == "query"]
+    answer = await callers.ask(operation, params=dict.fromkeys((*known, "name_of_nothing"), "x"))
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter"), answer.text
+    assert answer.json()["details"] == {"name_of_nothing": "Unknown parameter"}
+    for name in known:
+        close = await callers.ask(operation, params={name.replace("_", "-") + "s": "true"})
+        assert list(close.json()["details"].values()) == [f"Unknown parameter; did you mean {name}?"]

@@ -16,8 +16,9 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp, ExceptionHandlersMap, Receive, Scope, Send
 from litestar.typing import FieldDefinition
 
+from quazzar.core.errors import BadRequest
 from quazzar.core.idempotency import Pending
-from quazzar.core.schema import In, decode_body
+from quazzar.core.schema import In, decode_body, unknown_of
 
 READS_BODY = "reads_body"
 
@@ -31,12 +32,13 @@ class Endpoint(HTTPRouteHandler):
 
     Guards get the handler itself, where the stock one is copied for each guard and request; exception handlers are
     gathered from the layers once; and a plain answer leaves without a response object. A handler that takes no body
-    gets none with fields in it: what a caller wanted by them is not passed over. `opt={READS_BODY: True}` is for one
-    that reads its body by itself.
+    gets none with fields in it, and one that changes something no parameters that it does not know: what a caller
+    wanted by them is not passed over. `opt={READS_BODY: True}` is for one that reads its body by itself.
     """
 
     _gathered: "ExceptionHandlersMap | None" = None
-    _nullable: "frozenset[str] | None" = None
+    _queried: "dict[str, FieldDefinition] | None" = None
+    _nullable: frozenset[str] = frozenset()
     _refuses_body: bool | None = None
 
     def resolve_exception_handlers(self) -> ExceptionHandlersMap:
@@ -50,30 +52,38 @@ class Endpoint(HTTPRouteHandler):
         if self._refuses_body is None:
             bare = self.parsed_data_field is None and READS_BODY not in self.opt
             self._refuses_body = bare and "GET" not in self.http_methods
-        self._refuse_null(connection)
+        if connection.scope["query_string"]:
+            self._check_query(connection)
         if self._refuses_body and isinstance(connection, Request) and (body := await connection.body()):
             decode_body(body, _Nothing)
 
-    def _refuse_null(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
-        """`null` in a query is a value like any other, where the framework would take it for no parameter at all."""
-        if self._nullable is None:
-            self._nullable = frozenset(self._find_nullable())
+    def _check_query(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+        """Refuse what the framework would take for no parameter at all: unknown names where something is changed (a
+        misspelt `dry_run` would not stay dry), and `null`, which is a value like any other.
+        """
+        if self._queried is None:
+            self._queried = dict(self._find_queried())
+            self._nullable = frozenset(name for name, field in self._queried.items() if _takes_null(field))
+        query = connection.query_params
+        if "GET" not in self.http_methods:
+            hints = unknown_of(dict.fromkeys(query), self._queried)
+            if details := {name: f"Unknown parameter{hint}" for name, hint in hints}:
+                raise BadRequest("There is no such parameter", details=details)
         if self._nullable and b"null" in connection.scope["query_string"].lower():
-            query = connection.query_params
             wrong = [name for name in sorted(self._nullable) if query.get(name, "").lower() == "null"]
             if wrong:
                 extra = [{"key": name, "message": "Invalid enum value 'null'"} for name in wrong]
                 raise ValidationException(extra=extra)
 
-    def _find_nullable(self) -> Iterator[str]:
-        """Names of such parameters, of the handler and of what it depends on."""
+    def _find_queried(self) -> Iterator[tuple[str, FieldDefinition]]:
+        """The query parameters of the handler and of what it depends on."""
         providers, signatures = dict(self.resolve_dependencies()), [self.parsed_fn_signature]
         for signature in signatures:
             for name, field in signature.parameters.items():
                 if name in providers:
                     signatures.append(providers.pop(name).parsed_fn_signature)
-                elif isinstance(field.kwarg_definition, QueryParameter) and _takes_null(field):
-                    yield field.kwarg_definition.name or name
+                elif isinstance(field.kwarg_definition, QueryParameter):
+                    yield field.kwarg_definition.name or name, field
 
     async def to_response(self, app: Litestar, data: Any, request: Request[Any, Any, Any]) -> ASGIApp:
         """Build the answer, keep it when it has an `Idempotency-Key`, and commit the request's transaction."""

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar
@@ -25,6 +26,7 @@ __all__ = [
     "decode_body",
     "given",
     "read_value",
+    "unknown_of",
 ]
 
 T = TypeVar("T")
@@ -219,12 +221,16 @@ def _collect_struct(value: Any, info: inspect.StructType, path: str, label: str,
         elif field.required:
             problems[_join(path, name)] = f"{_label(name)} is required"
     if info.forbid_unknown_fields:
-        unknown = [str(name) for name in value if name not in known and name != info.tag_field]
-        for place, name in enumerate(unknown):
-            # Of the first few only: to look for what was meant takes long, and a body may have thousands.
-            close = difflib.get_close_matches(name, known, n=1) if place < _MOST_HINTS else ()
-            hint = f"; did you mean {close[0]}?" if close else ""
-            problems[_join(path, name)] = f"Unknown field{hint}"
+        names = [str(name) for name in value if name != info.tag_field]
+        problems |= {_join(path, name): f"Unknown field{hint}" for name, hint in unknown_of(names, known)}
+
+
+def unknown_of(names: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Those that are not `known`, each with what may have been meant, as the end of a sentence."""
+    for place, name in enumerate(name for name in names if name not in known):
+        # Of the first few only: to look for what was meant takes long, and there may be thousands.
+        close = difflib.get_close_matches(name, known, n=1) if place < _MOST_HINTS else ()
+        yield name, f"; did you mean {close[0]}?" if close else ""
 
 
 def _collect_union(value: Any, info: inspect.UnionType, path: str, label: str, problems: dict[str, str]) -> None:
