@@ -23,6 +23,7 @@ from quazzar.core.db import Database
 from quazzar.core.migrations import upgrade
 from quazzar.core.postgres import DatabaseUrls, EmbeddedPostgres
 from quazzar.settings import Settings, load_settings
+from tests import documents
 from tests.components import require
 
 PASSWORD = "correct horse battery staple"
@@ -124,7 +125,9 @@ def make_settings(data_dir: Path, **environment: str) -> Settings:
 
 @dataclass
 class RunningApp:
-    """The app with its lifespan running; clients speak to it in process, from loopback unless told otherwise."""
+    """The app with its lifespan running; clients speak to it in process, from loopback unless told otherwise, and hold
+    every answer against the documents.
+    """
 
     asgi: Any
     database: Database
@@ -132,7 +135,8 @@ class RunningApp:
 
     def client(self, address: str = "127.0.0.1", **options: Any) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app=self.asgi, client=(address, 50000), raise_app_exceptions=False)
-        return httpx.AsyncClient(transport=transport, base_url="http://localhost", **options)
+        hooks: dict[str, list[Any]] = {"response": [documents.check]}
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=hooks, **options)
 
 
 @contextlib.asynccontextmanager

@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 
+from tests import documents
+
 PASSWORD = "correct horse battery staple"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +44,8 @@ class Product:
             "QUAZZAR_LOG_FORMAT": "json",
         } | environment
         self.process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        hooks: dict[str, list[Any]] = {"response": [documents.check_now]}
+        self.http = httpx.Client(base_url=self.url, timeout=30, event_hooks=hooks)
 
     def start(self, *, wait: bool = True, timeout: float = 120) -> float:
         """Start the process; with `wait` until it is ready. Gives the seconds that it took."""

@@ -58,6 +58,7 @@ STATS_SECONDS = 2.0
 CHECK_WAIT_SECONDS = 20.0
 """How long a request waits for registries."""
 _STATUSES = get_args(AppStatus)
+_MOST_STATUSES = 20
 _APP_ID = r"app_[a-z2-7]{26}"
 _VISIBLE = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,100}\Z")
 
@@ -74,7 +75,11 @@ _PARAMETERS = [
     _parameter("cursor", Schema(type=OpenAPIType.STRING, max_length=200), "From the `Link` of the page before."),
     _parameter(
         "status",
-        Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=list(_STATUSES)), max_items=20),
+        Schema(
+            type=OpenAPIType.ARRAY,
+            items=Schema(type=OpenAPIType.STRING, enum=list(_STATUSES)),
+            max_items=_MOST_STATUSES,
+        ),
         "Only apps of these statuses.",
     ),
     _parameter(
@@ -111,6 +116,8 @@ def _list_query(request: AppRequest) -> tuple[dict[str, Any], Page, bool]:
     statuses = [one for value in query.get("status", []) for one in value.split(",")]
     if any(one not in _STATUSES for one in statuses):
         problems["status"] = f"Status must be one of: {', '.join(_STATUSES)}"
+    elif len(statuses) > _MOST_STATUSES:
+        problems["status"] = f"Status can have at most {_MOST_STATUSES} items"
     texts: dict[str, str | None] = {}
     for name in ("template", "q"):
         texts[name] = query.get(name, [None])[-1]

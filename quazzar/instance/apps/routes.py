@@ -308,6 +308,9 @@ class AppController(Controller):
         summary="An app as plain Compose, with its data",
         responses={
             200: ResponseSpec(str, description="The file", media_type=YAML, generate_examples=False),
+            # Of its data, and of what this release can't read.
+            409: ResponseSpec(None, description="The app is busy or was never installed", generate_examples=False),
+            422: ResponseSpec(None, description="The app can't be read", generate_examples=False),
         },
     )
     async def export_app(

@@ -1,0 +1,32 @@
+"""What the tests' clients hold against the documents does not pass when it is something else."""
+
+import httpx
+import pytest
+
+from tests.documents import check_body, check_status
+
+
+def answer(status: int, body: object, *, path: str = "/api/health") -> httpx.Response:
+    return httpx.Response(status, json=body, request=httpx.Request("GET", f"http://localhost{path}"))
+
+
+def test_a_status_that_is_not_documented() -> None:
+    assert check_status(answer(200, {}))
+    with pytest.raises(AssertionError, match="GET /api/health answered 409"):
+        check_status(answer(409, {}))
+    assert not check_status(answer(418, {}, path="/nowhere")), "no operation, so nothing is said of it"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, {"status": 1}), (200, []), (200, {}), (404, {"error": "x"}), (404, {"error": 1})]
+)
+def test_a_body_that_is_not_documented(status: int, body: object) -> None:
+    with pytest.raises(AssertionError, match=f"GET /api/health {status} is not what the document says"):
+        check_body(answer(status, body))
+
+
+def test_what_the_document_says() -> None:
+    error = {"error": "There is no such app", "code": "app_not_found", "request_id": "req_c6xk2m4v7q3n5t2a"}
+    check_body(answer(404, error, path="/api/apps/app_1"))
+    # What is named outright is not taken for an id.
+    check_body(answer(200, [], path="/panel/api/fleet/instances"))
