@@ -55,8 +55,10 @@ def _place(name: str) -> str:
 
 def read_file(data: AppImport) -> tuple[Template, Config]:
     """The file as a template without secrets, and the config that holds them. Raises `ComposeInvalid`."""
+    # Compose fills in what it calls the project, which here is the app.
+    env = {"COMPOSE_PROJECT_NAME": data.name} | data.env
     try:
-        template = parse_compose(data.compose, name=data.name, env=data.env, trusted=data.trusted)
+        template = parse_compose(data.compose, name=data.name, env=env, trusted=data.trusted)
     except TemplateInvalid as error:
         raise ComposeInvalid(details=error.details) from error
     given = frozenset(data.env)
@@ -65,7 +67,7 @@ def read_file(data: AppImport) -> tuple[Template, Config]:
         for field in template.fields
     )
     template = msgspec.structs.replace(template, fields=fields)
-    config: Config = import_config(template, data.env)
+    config: Config = import_config(template, env)
     template, lifted = without_secrets(template)
     return template, config | lifted
 

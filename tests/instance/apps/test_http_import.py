@@ -165,6 +165,17 @@ async def test_all_problems_are_told_at_once(admin: httpx.AsyncClient) -> None:
     assert (wrong.status_code, set(wrong.json()["details"])) == (422, {"name", "env.A", "nope"})
 
 
+@pytest.mark.parametrize("env", [{}, {"COMPOSE_PROJECT_NAME": "shop"}])
+async def test_the_project_of_a_file_is_the_app(app: RunningApp, admin: httpx.AsyncClient, env: dict[str, str]) -> None:
+    file = "services: {a: {image: x, environment: {PROJECT: '${COMPOSE_PROJECT_NAME}'}}}"
+    made = (await bring(admin, file, env=env)).json()
+    running = await until(admin, made["id"], "running")
+    expected = env.get("COMPOSE_PROJECT_NAME", made["name"])
+    assert engine_of(app).container(made["id"], "a").service.environment == {"PROJECT": expected}
+    # What came with the request may be a secret.
+    assert running["config"] == {"COMPOSE_PROJECT_NAME": MASK if env else made["name"]}
+
+
 async def test_a_value_of_env_that_does_not_fit_its_place(admin: httpx.AsyncClient) -> None:
     answer = await bring(admin, "services: {a: {image: x, ports: ['${PORT}:80']}}", env={"PORT": "canary"})
     assert answer.status_code == 422, answer.text
