@@ -5,6 +5,7 @@ from datetime import timedelta
 from quazzar.core.jobs import SETTINGS, JobRun, job
 from quazzar.core.records import publish
 from quazzar.instance.apps import store, trash_store
+from quazzar.instance.apps.building import template_of
 from quazzar.instance.apps.changing import go_back_first
 from quazzar.instance.apps.events import AppUninstalled
 from quazzar.instance.apps.work import bring_up, operation
@@ -21,6 +22,9 @@ async def install(run: JobRun, app_id: str) -> None:
     """Images, networks, volumes, containers, health; a failure takes all of it away again and says why."""
     async with operation(run, app_id, "installing", INSTALL_SECONDS) as work:
         if work is not None:
+            # What is done in another way than the file asks.
+            for note in template_of(work.app).notes:
+                run.log(note)
             await bring_up(work)
 
 

@@ -176,6 +176,16 @@ async def test_the_project_of_a_file_is_the_app(app: RunningApp, admin: httpx.As
     assert running["config"] == {"COMPOSE_PROJECT_NAME": MASK if env else made["name"]}
 
 
+async def test_what_is_done_in_another_way_is_told_in_the_job_too(admin: httpx.AsyncClient) -> None:
+    file = "services: {a: {image: x, pull_policy: always, platform: linux/amd64}}"
+    notes = (await bring(admin, file, "?dry_run=true")).json()["notes"]
+    assert len(notes) == 2
+    made = (await bring(admin, file)).json()
+    await until(admin, made["id"], "running")
+    logged = [line["line"] for line in (await admin.get(f"/api/jobs/{made['job_id']}/logs")).json()]
+    assert [line for line in logged if line in notes] == notes
+
+
 async def test_a_value_of_env_that_does_not_fit_its_place(admin: httpx.AsyncClient) -> None:
     answer = await bring(admin, "services: {a: {image: x, ports: ['${PORT}:80']}}", env={"PORT": "canary"})
     assert answer.status_code == 422, answer.text
