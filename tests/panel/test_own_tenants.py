@@ -12,6 +12,7 @@ from sqlalchemy import text
 from quazzar.core.db import Database
 from quazzar.panel.tenants import service
 from quazzar.panel.tenants.permissions import common, permissions_of
+from quazzar.panel.tenants.service import TenantService
 from tests.conftest import PASSWORD, RunningApp
 from tests.factories.accounts import MadeUser, bearer, headers_of, join, log_in, make_colleague, make_member
 
@@ -111,6 +112,38 @@ async def test_what_one_may_do_in_another_tenant_counts_there(
         )
         expected = ["tenant.update"] * (changed == 200) + ["tenant.delete"] * (deleted == 204)
         assert rows.scalars().all() == expected
+    # It is none of this one's business: only a parent is told of what becomes of a tenant.
+    async with database.begin(tenant=ada.tenant_id) as session:
+        told = await session.execute(
+            text("SELECT 1 FROM audit_records WHERE subject = :id AND outcome <> 'refused'"), {"id": eve.tenant_id}
+        )
+        assert told.first() is None
+
+
+@pytest.mark.parametrize(
+    "change", ["DELETE FROM memberships", "UPDATE memberships SET role = 'viewer'"], ids=["removed", "demoted"]
+)
+async def test_who_is_put_out_at_the_same_moment_deletes_nothing(
+    client: httpx.AsyncClient, ada: MadeUser, database: Database, change: str
+) -> None:
+    eve = await make_member(database)
+    member = await join(database, ada, eve.tenant_id or "", "owner")
+    headers, path = await headers_of(client, ada), f"{TENANTS}/{eve.tenant_id}"
+    async with database.begin(tenant=eve.tenant_id) as session:
+        # As the members' own calls do.
+        await TenantService(session).lock(eve.tenant_id or "")
+        await session.execute(text(f"{change} WHERE id = :id"), {"id": member})
+        deleting = asyncio.create_task(client.delete(path, headers=headers))
+        async with asyncio.timeout(20), database.begin() as watch:
+            while not (await watch.execute(_WAITING)).scalar_one():
+                await asyncio.sleep(0.01)
+    answer = await deleting
+    assert answer.status_code == (404 if change.startswith("DELETE") else 403), answer.text
+    there = await headers_of(client, eve)
+    assert (await client.get(path, headers=there)).status_code == 200
+
+
+_WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
 
 async def test_who_may_do_less_here_does_no_more_elsewhere(

@@ -235,7 +235,10 @@ class OwnTenantService:
         if me.key_id is not None:
             raise TenantNotFound
         await set_scope(self._session, tenant=tenant_id, user=me.user_id)
-        place = await TenantService(self._session).place(tenant_id, me.user_id)
+        tenants = TenantService(self._session)
+        # Locked before, so that whoever is put out, or may do less, at this very moment does nothing more.
+        await tenants.lock(tenant_id)
+        place = await tenants.place(tenant_id, me.user_id)
         if place is None or place.tenant.comes_from is not None:
             raise TenantNotFound
         if place.resources is not None:
@@ -292,5 +295,5 @@ class OwnTenantService:
             before={"name": tenant.name, "kind": tenant.kind},
             caller=self._caller_in(tenant_id),
         )
-        if tenant_id != self._tenant_id:
+        if tenant.parent_id == self._tenant_id:
             audit(self._session, "tenant.delete", subject=tenant_id, before={"name": tenant.name})
