@@ -69,8 +69,10 @@ class Endpoint(HTTPRouteHandler):
             hints = unknown_of(dict.fromkeys(query), self._queried)
             if details := {name: f"Unknown parameter{hint}" for name, hint in hints}:
                 raise BadRequest("There is no such parameter", details=details)
-        if self._nullable and b"null" in connection.scope["query_string"].lower():
-            wrong = [name for name in sorted(self._nullable) if query.get(name, "").lower() == "null"]
+        if self._nullable:
+            # Of a name that is there twice the framework takes the last.
+            last = dict(query.multi_items())
+            wrong = [name for name in sorted(self._nullable) if last.get(name, "").lower() == "null"]
             if wrong:
                 extra = [{"key": name, "message": "Invalid enum value 'null'"} for name in wrong]
                 raise ValidationException(extra=extra)
