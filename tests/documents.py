@@ -1,4 +1,6 @@
-"""Holds what a test is answered against the document of the API: every status of every operation, and every body."""
+"""Holds what a test is answered against the document of the API: every status of every operation, with its kind of body,
+and every body that is JSON.
+"""
 
 import re
 from collections.abc import Iterator
@@ -20,14 +22,26 @@ class _Known(NamedTuple):
     document: dict[str, Any]
 
 
+_BESIDE = re.compile(r"(/panel)?/api/(openapi\.json|docs(/.*)?)")
+"""What is below the paths of the APIs and no call of them."""
+
+
 def check_status(answer: httpx.Response) -> bool:
-    """Fails where the document does not know the status; whether the body is JSON, and so can be held against it."""
-    known = _operation(answer.request.method, answer.request.url.path)
+    """Fails where the document does not know the status, or not with this kind of body; whether the body is JSON, and
+    so can be held against it.
+    """
+    path = answer.request.url.path
+    known, told = _operation(answer.request.method, path), f"{answer.request.method} {path}"
     if known is None:
+        called = path.startswith(("/api/", "/panel/api/")) and _BESIDE.fullmatch(path) is None
+        assert not called or answer.status_code >= 400, f"{told} is in no document"
         return False
-    status, told = str(answer.status_code), f"{answer.request.method} {answer.request.url.path}"
+    status = str(answer.status_code)
     assert status in known.responses, f"{told} answered {status}, which the document does not know"
-    return str(answer.headers.get("content-type", "")).startswith("application/json")
+    kind = str(answer.headers.get("content-type", "")).partition(";")[0]
+    kinds = _response(known, status).get("content", {})
+    assert not kind or kind in kinds, f"{told} answered {status} with {kind}; the document knows {list(kinds)}"
+    return kind == "application/json"
 
 
 def check_body(answer: httpx.Response) -> None:
@@ -84,10 +98,28 @@ def _all() -> Iterator[_Known]:
 @cache
 def _validator(operation: int, status: str) -> jsonschema_rs.Draft202012Validator | None:
     known = next(one for one in _all() if id(one) == operation)
-    response, schemas = known.responses[status], known.document["components"]
-    if "$ref" in response:
-        response = schemas["responses"][response["$ref"].rpartition("/")[2]]
-    schema = response.get("content", {}).get("application/json", {}).get("schema")
+    schema = _response(known, status).get("content", {}).get("application/json", {}).get("schema")
     if schema is None:
         return None
-    return jsonschema_rs.Draft202012Validator(schema | {"components": schemas})
+    closed = _closed(schema | {"components": known.document["components"]})
+    return jsonschema_rs.Draft202012Validator(closed, validate_formats=True)
+
+
+def _response(known: _Known, status: str) -> dict[str, Any]:
+    found: dict[str, Any] = known.responses[status]
+    if "$ref" in found:
+        found = known.document["components"]["responses"][found["$ref"].rpartition("/")[2]]
+    return found
+
+
+def _closed(schema: Any) -> Any:
+    """`schema` where objects have no more than it says: clients may pass over more, but here it is a leak or a slip."""
+    match schema:
+        case {"properties": dict()}:
+            return {"additionalProperties": False} | {name: _closed(part) for name, part in schema.items()}
+        case dict():
+            return {name: _closed(part) for name, part in schema.items()}
+        case list():
+            return [_closed(part) for part in schema]
+        case _:
+            return schema

@@ -15,10 +15,29 @@ def test_a_status_that_is_not_documented() -> None:
     with pytest.raises(AssertionError, match="GET /api/health answered 409"):
         check_status(answer(409, {}))
     assert not check_status(answer(418, {}, path="/nowhere")), "no operation, so nothing is said of it"
+    assert not check_status(answer(404, {}, path="/api/nowhere"))
+    assert not check_status(answer(200, {}, path="/api/openapi.json"))
+    with pytest.raises(AssertionError, match="GET /panel/api/nowhere is in no document"):
+        check_status(answer(200, {}, path="/panel/api/nowhere"))
+
+
+def test_a_kind_of_body_that_is_not_documented() -> None:
+    request = httpx.Request("GET", "http://localhost/api/health")
+    for kind in ("text/plain; charset=utf-8", "text/event-stream", "application/json-seq"):
+        with pytest.raises(AssertionError, match="GET /api/health answered 200 with "):
+            check_status(httpx.Response(200, headers={"content-type": kind}, request=request))
 
 
 @pytest.mark.parametrize(
-    ("status", "body"), [(200, {"status": 1}), (200, []), (200, {}), (404, {"error": "x"}), (404, {"error": 1})]
+    ("status", "body"),
+    [
+        (200, {"status": 1}),
+        (200, []),
+        (200, {}),
+        (200, {"status": "up", "secret": "x"}),
+        (404, {"error": "x"}),
+        (404, {"error": 1}),
+    ],
 )
 def test_a_body_that_is_not_documented(status: int, body: object) -> None:
     with pytest.raises(AssertionError, match=f"GET /api/health {status} is not what the document says"):
