@@ -321,8 +321,25 @@ async def test_the_client_decides_and_it_holds_at_once(
     assert (await client.patch(path, json=more, headers=parent)).json()["code"] == "parent_access_foreign"
     guest = await switch(client, parent, client_id)
     assert (await client.patch(path, json=more, headers=guest)).json()["code"] == "parent_access_foreign"
+    made = []
+    for headers in (guest, own):
+        invited = {"email": f"{uuid.uuid4().hex}@example.com", "role": "admin"}
+        made.append((await client.post("/panel/api/members", json=invited, headers=headers)).json()["invitation"])
+        token = await client.post("/panel/api/fleet/tokens", json={"name": "x"}, headers=headers)
+        assert token.status_code == 201, token.text
     assert (await client.patch(path, json=more, headers=own)).status_code == 200
     assert (await me(client, guest))["role"] == "viewer"
+    # Nor does anybody come in any more whom they have let in while they could; whom the client has let in does.
+    accepted = [
+        await client.post(
+            "/panel/api/invitations/accept", json={"token": one["token"], "name": "Sock", "password": PASSWORD}
+        )
+        for one in made
+    ]
+    assert [answer.status_code for answer in accepted] == [404, 200]
+    assert [one["id"] for one in (await client.get("/panel/api/fleet/tokens", headers=own)).json()] == [
+        token.json()["id"]
+    ]
     assert (await client.patch(path, json={"parent_access": "none"}, headers=own)).status_code == 200
     assert (await client.get("/panel/api/auth/me", headers=guest)).status_code == 401
     again = await headers_of(client, grace)

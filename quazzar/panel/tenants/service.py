@@ -14,6 +14,8 @@ from quazzar.core.ids import new_id
 from quazzar.core.paging import Page
 from quazzar.core.records import Caller, audit
 from quazzar.core.schema import UNSET, given
+from quazzar.invitations.service import InvitationService
+from quazzar.invitations.store import Place as InvitedTo
 from quazzar.panel.tenants import own, store
 from quazzar.panel.tenants.errors import (
     NotAnMsp,
@@ -259,6 +261,8 @@ class OwnTenantService:
                 raise TenantHasClients
         if values:
             await store.update_tenant(self._session, tenant_id, **values)
+            if "parent_access" in values:
+                await self._take_back(tenant_id)
             await self._accounts.authenticator.drop_with(self._session, tenant_id)
             former = {name: getattr(before, name) for name in values}
             audit(
@@ -270,6 +274,17 @@ class OwnTenantService:
                 caller=self._caller_in(tenant_id),
             )
         return TenantOut.of(await store.get_tenant(self._session, tenant_id))
+
+    async def _take_back(self, tenant_id: str) -> None:
+        """What those who come in from the parent have made to let others in, or themselves again: by now they may not
+        make it any more, or could make it anew.
+        """
+        from quazzar.panel.fleet.service import revoke_tokens_of  # noqa: PLC0415 - that needs this module itself
+
+        invitations = InvitationService(self._session, self._accounts.settings, InvitedTo("panel", tenant_id))
+        for user_id in await store.find_guests(self._session, tenant_id):
+            await invitations.revoke_of(user_id)
+            await revoke_tokens_of(self._session, tenant_id, user_id)
 
     async def _check_access(self, tenant: Any) -> None:
         """Only a client's own members decide what its parent may do; the parent can't help itself to more."""

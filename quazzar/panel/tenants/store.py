@@ -74,6 +74,12 @@ async def add_guest(session: AsyncSession, tenant_id: str, *, user_id: str, pare
     await session.execute(upsert(Membership).values(**values).on_conflict_do_nothing(index_elements=keys))
 
 
+async def find_guests(session: AsyncSession, tenant_id: str) -> Sequence[str]:
+    """The ids of the users who have come in from the parent."""
+    statement = select(Membership.user_id).where(Membership.tenant_id == tenant_id, Membership.parent_id.is_not(None))
+    return (await session.execute(statement)).scalars().all()
+
+
 async def count_owners(session: AsyncSession, tenant_id: str) -> int:
     """The caller has locked the tenant where two must not count at once."""
     statement = select(func.count()).where(Membership.tenant_id == tenant_id, Membership.role == OWNER)
