@@ -369,9 +369,9 @@ class Application:
             await renew_tls(self.fleet, context, self.settings.server.data_dir)
 
     async def link_halves(self) -> None:
-        """With both halves in one process: once somebody has registered on the panel, its instance joins their tenant,
-        by a token and over TLS as any other server. One that was linked before is left alone, and one that is to join
-        another panel by `panel.token`.
+        """With both halves in one process: once somebody has registered on the panel at this machine, its instance
+        joins their tenant, by a token and over TLS as any other server. One that was linked before is left alone, and
+        one that is to join another panel by `panel.token`.
         """
         if self.fleet is None or self.panel_line is None or self.settings.panel.token is not None:
             return

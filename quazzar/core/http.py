@@ -8,6 +8,7 @@ from litestar.datastructures import State
 from litestar.types import Empty
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from quazzar.core.addresses import is_loopback
 from quazzar.core.auth import Principal, Realm
 from quazzar.core.db import Database
 from quazzar.core.idempotency import begin_idempotent
@@ -25,6 +26,14 @@ class JsonRequest(Request[Any, Any, State]):
         if self._json is Empty:
             self._json = decode_body(await self.body(), field.annotation)
         return self._json
+
+
+def is_at_console(request: Request[Any, Any, Any]) -> bool:
+    """Whether the caller sits at this machine: a loopback address, and no sign of a proxy that it came by."""
+    state = request.scope["state"]
+    peer = request.scope.get("client")
+    address = state.get("address", "")
+    return peer is not None and is_loopback(peer[0]) and is_loopback(address) and not state.get("forwarded", True)
 
 
 def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:

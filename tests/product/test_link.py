@@ -26,7 +26,7 @@ from quazzar.link.messages import PROTOCOL, Enrol, Enrolled, Heartbeat, Hello, p
 from quazzar.link.tokens import RegistrationToken, parse_token
 from quazzar.panel.fleet.authority import new_authority, read_request
 from tests.factories.facts import server_facts
-from tests.product.process import Product, product
+from tests.product.process import PASSWORD, Product, product
 
 
 def until(found: Callable[[], Any], seconds: float = 60) -> Any:
@@ -49,6 +49,10 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def owner(one: Product) -> dict[str, str]:
+    """Of whoever registered first at the machine itself: a stranger who came before, by a proxy, gets no server by it."""
+    stranger = {"email": "eve@example.com", "password": PASSWORD, "name": "Eve", "organization": "Elsewhere"}
+    came_by = {"X-Forwarded-For": "203.0.113.9"}
+    assert one.http.post("/panel/api/auth/register", json=stranger, headers=came_by).status_code == 201
     return one.register()
 
 

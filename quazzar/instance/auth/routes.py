@@ -13,8 +13,8 @@ from quazzar.accounts.api_keys import KEY_ID, ApiKeyService
 from quazzar.accounts.login import LoginService
 from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import ApiKeyCreate, ApiKeyCreated, ApiKeyOut, MeOut, TokenPair, TotpRequired
-from quazzar.core.addresses import is_loopback
 from quazzar.core.auth import authenticated, current_principal, principal_of, requires
+from quazzar.core.http import is_at_console
 from quazzar.core.paging import DEFAULT_LIMIT, Cursor, Limit, page_of, paged
 from quazzar.core.routing import delete, get, post
 from quazzar.instance.auth.schemas import Login, Setup, SetupOut
@@ -41,7 +41,7 @@ class AuthController(LoginController):
         (403 `setup_token_required`).
         """
         header = request.headers.get("x-setup-token")
-        done = await setups.run(data, at_console=_is_at_console(request), header_token=header)
+        done = await setups.run(data, at_console=is_at_console(request), header_token=header)
         return Response(done, headers={"Location": "/api/auth/me"})
 
     @post("/login", status_code=200, operation_id="Login", summary="Log in")
@@ -97,14 +97,6 @@ class ApiKeyController(Controller):
     async def delete_api_key(self, api_keys: NamedDependency[ApiKeyService], key_id: FromPath[str]) -> None:
         """It stops at once."""
         await api_keys.delete(key_id)
-
-
-def _is_at_console(request: Request[Any, Any, Any]) -> bool:
-    """Whether the caller sits at this machine: a loopback address, and no sign of a proxy that it came by."""
-    state = request.scope["state"]
-    peer = request.scope.get("client")
-    address = state.get("address", "")
-    return peer is not None and is_loopback(peer[0]) and is_loopback(address) and not state.get("forwarded", True)
 
 
 handlers: list[ControllerRouterHandler] = [AuthController, ApiKeyController]

@@ -10,6 +10,7 @@ from quazzar.accounts.login import LoginService
 from quazzar.accounts.routes import AnyRequest, LoginController, accounts_of
 from quazzar.accounts.schemas import TokenPair, TotpRequired
 from quazzar.core.auth import account, authenticated, principal_of
+from quazzar.core.http import is_at_console
 from quazzar.core.routing import get, post, put
 from quazzar.core.schema import UNSET
 from quazzar.panel.accounts.recovery import RecoveryService
@@ -53,7 +54,7 @@ class PanelAuthController(LoginController):
         self, request: AnyRequest, registrations: NamedDependency[RegistrationService], data: JSONBody[Register]
     ) -> Response[RegisterOut]:
         """Makes a tenant with its owner. An address that is in use gets the same answer, and nothing is made."""
-        done = await registrations.register(data)
+        done = await registrations.register(data, at_console=is_at_console(request))
         return Response(done, headers={"Location": request.scope["path"].removesuffix("/register") + "/me"})
 
     @post("/login", status_code=200, operation_id="Login", summary="Log in")

@@ -32,9 +32,10 @@ class RegistrationService:
         self._session = session
         self._accounts = accounts
 
-    async def register(self, data: Register) -> RegisterOut:
+    async def register(self, data: Register, *, at_console: bool) -> RegisterOut:
         """Make a user and their tenant. For an address in use the answer is of the same form and nothing is made, so
-        that nobody learns from it who is registered here. Raises `PasswordRefused`.
+        that nobody learns from it who is registered here. Whose tenant is made at the machine itself gets the server of
+        this process, see `first_tenant`. Raises `PasswordRefused`.
         """
         email = data.email.lower()
         await self._accounts.count_name("panel", "register", email)
@@ -51,7 +52,8 @@ class RegistrationService:
         else:
             caller: Caller = self._session.info.get("caller", SYSTEM)
             self._session.info["caller"] = structs.replace(caller, kind="user", id=user_id, tenant_id=tenant_id)
-            audit(self._session, "tenant.create", subject=tenant_id, after={"name": data.organization})
+            after = {"name": data.organization, "at_console": at_console}
+            audit(self._session, "tenant.create", subject=tenant_id, after=after)
         if mail_configured(self._accounts.settings):
             await enqueue(self._session, jobs.mail_registered, caller=SYSTEM, email=email, user_id=user_id)
         user = PanelUserOut(

@@ -21,8 +21,13 @@ _SILENT = text(
     ) RETURNING id, tenant_id, name
     """
 )
+# Anybody who reaches a panel may register; whoever does so at the machine itself has it already.
 _FIRST_TENANT = text(
-    "SELECT tenant_id FROM audit_records WHERE realm = 'panel' AND action = 'tenant.create' ORDER BY created_at LIMIT 1"
+    """
+    SELECT tenant_id FROM audit_records
+    WHERE realm = 'panel' AND action = 'tenant.create' AND after ->> 'at_console' = 'true'
+    ORDER BY created_at LIMIT 1
+    """
 )
 
 
@@ -33,6 +38,6 @@ async def silence(session: AsyncSession, seconds: float, reason: str) -> Sequenc
 
 
 async def first_tenant(session: AsyncSession) -> str | None:
-    """The tenant that was made first, None as long as there is none."""
+    """The tenant that was made first by somebody who registered at this machine, None as long as there is none."""
     await see_all_tenants(session)
     return (await session.execute(_FIRST_TENANT)).scalar_one_or_none()
