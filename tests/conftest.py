@@ -23,8 +23,8 @@ from quazzar.core.db import Database
 from quazzar.core.migrations import upgrade
 from quazzar.core.postgres import DatabaseUrls, EmbeddedPostgres
 from quazzar.settings import Settings, load_settings
-from tests import documents
 from tests.components import require
+from tests.documents import Documents
 
 PASSWORD = "correct horse battery staple"
 LONG_MARKS = ("fuzz", "slow", "torture")
@@ -135,7 +135,7 @@ class RunningApp:
 
     def client(self, address: str = "127.0.0.1", **options: Any) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(app=self.asgi, client=(address, 50000), raise_app_exceptions=False)
-        hooks: dict[str, list[Any]] = {"response": [documents.check]}
+        hooks: dict[str, list[Any]] = {"response": [Documents(self.settings.server.mode).check]}
         return httpx.AsyncClient(transport=transport, base_url="http://localhost", event_hooks=hooks, **options)
 
 

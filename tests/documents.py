@@ -1,115 +1,130 @@
-"""Holds what a test is answered against the document of the API: every status of every operation, with its kind of body,
-and every body that is JSON.
+"""Holds what a test is answered against the document of the API: each status of each operation, with its kind of body,
+and each body that is JSON.
 """
 
 import re
-from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import httpx
 import jsonschema_rs
 import msgspec
 
+from quazzar.app import realms_of
 from quazzar.reference.routes import document_path
+
+Mode = Literal["instance", "panel", "all"]
 
 
 class _Known(NamedTuple):
-    """An operation, its path as an expression, and the document that it is from."""
+    """An operation: its path as an expression, the API, and where in its document the answers are said."""
 
     path: re.Pattern[str]
+    realm: str
+    place: str
     responses: dict[str, Any]
-    document: dict[str, Any]
+
+    def find(self, status: str) -> tuple[str, dict[str, Any]]:
+        """The place of what is said of the status, and that."""
+        said = self.responses[status]
+        if "$ref" not in said:
+            return f"{self.place}/{status}", said
+        return said["$ref"], _document(self.realm)["components"]["responses"][said["$ref"].rpartition("/")[2]]
 
 
+_METHODS = {"get", "post", "put", "patch", "delete"}
 _BESIDE = re.compile(r"(/panel)?/api/(openapi\.json|docs(/.*)?)")
 """What is below the paths of the APIs and no call of them."""
 
 
-def check_status(answer: httpx.Response) -> bool:
-    """Fails where the document does not know the status, or not with this kind of body; whether the body is JSON, and
-    so can be held against it.
-    """
-    path = answer.request.url.path
-    known, told = _operation(answer.request.method, path), f"{answer.request.method} {path}"
-    if known is None:
-        called = path.startswith(("/api/", "/panel/api/")) and _BESIDE.fullmatch(path) is None
-        assert not called or answer.status_code >= 400, f"{told} is in no document"
-        return False
-    status = str(answer.status_code)
-    assert status in known.responses, f"{told} answered {status}, which the document does not know"
-    kind = str(answer.headers.get("content-type", "")).partition(";")[0]
-    kinds = _response(known, status).get("content", {})
-    assert not kind or kind in kinds, f"{told} answered {status} with {kind}; the document knows {list(kinds)}"
-    return kind == "application/json"
+class Documents:
+    """Those of a process in `mode`, to hold its answers against."""
 
+    def __init__(self, mode: Mode) -> None:
+        self._operations = _operations(mode)
 
-def check_body(answer: httpx.Response) -> None:
-    """Fails where the body, which has been read, is not what the document says of this status."""
-    known = _operation(answer.request.method, answer.request.url.path)
-    if known is None or not answer.content:
-        return
-    validator = _validator(id(known), str(answer.status_code))
-    if validator is not None:
-        told = f"{answer.request.method} {answer.request.url.path} {answer.status_code}"
-        problems = [f"{error.instance_path}: {error.message}" for error in validator.iter_errors(answer.json())]
-        assert not problems, f"{told} is not what the document says: {problems[:3]}"
+    def check_status(self, answer: httpx.Response) -> bool:
+        """Fails where the document does not know the status, or not with this kind of body; whether the body is JSON,
+        and so can be held against it.
+        """
+        path = answer.request.url.path
+        known, told = self._find(answer), f"{answer.request.method} {path}"
+        if known is None:
+            called = answer.request.method.lower() in _METHODS and path.startswith(("/api/", "/panel/api/"))
+            called = called and _BESIDE.fullmatch(path) is None
+            assert not called or answer.status_code >= 400, f"{told} is in no document"
+            return False
+        status = str(answer.status_code)
+        assert status in known.responses, f"{told} answered {status}, which the document does not know"
+        kind = str(answer.headers.get("content-type", "")).partition(";")[0]
+        kinds = known.find(status)[1].get("content", {})
+        empty = not kind or answer.headers.get("content-length") == "0"
+        assert empty or kind in kinds, f"{told} answered {status} with {kind}; the document knows {list(kinds)}"
+        return not empty and kind == "application/json"
 
+    def check_body(self, answer: httpx.Response) -> None:
+        """Fails where the body, which has been read, is not what the document says of this status."""
+        known = self._find(answer)
+        if known is None or not answer.content:
+            return
+        place, said = known.find(str(answer.status_code))
+        if "application/json" in said.get("content", {}):
+            told = f"{answer.request.method} {answer.request.url.path} {answer.status_code}"
+            found = _validator(known.realm, place).iter_errors(answer.json())
+            problems = [f"{error.instance_path}: {error.message}" for error in found]
+            assert not problems, f"{told} is not what the document says: {problems[:3]}"
 
-async def check(answer: httpx.Response) -> None:
-    """For the event hooks of an asynchronous client."""
-    if check_status(answer):
-        await answer.aread()
-        check_body(answer)
+    async def check(self, answer: httpx.Response) -> None:
+        """For the event hooks of an asynchronous client."""
+        if self.check_status(answer):
+            await answer.aread()
+            self.check_body(answer)
 
+    def check_now(self, answer: httpx.Response) -> None:
+        """For those of a synchronous one."""
+        if self.check_status(answer):
+            answer.read()
+            self.check_body(answer)
 
-def check_now(answer: httpx.Response) -> None:
-    """For those of a synchronous one."""
-    if check_status(answer):
-        answer.read()
-        check_body(answer)
+    def _find(self, answer: httpx.Response) -> _Known | None:
+        path = answer.request.url.path
+        alike = self._operations.get((answer.request.method, path.count("/")), ())
+        return next((one for one in alike if one.path.fullmatch(path)), None)
 
 
 @cache
-def _operations() -> dict[tuple[str, int], list[_Known]]:
+def _operations(mode: Mode) -> dict[tuple[str, int], list[_Known]]:
     found: dict[tuple[str, int], list[_Known]] = {}
-    for realm, prefix in (("instance", ""), ("panel", "/panel")):
-        document = msgspec.json.decode(document_path(realm).read_bytes())
-        for path, item in document["paths"].items():
+    for realm, prefix in realms_of(mode).items():
+        for path, item in _document(realm)["paths"].items():
             # What stands in the path as it is goes before what any name fits.
             pattern = re.compile(prefix + re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)))
-            for method in {"get", "post", "put", "patch", "delete"} & item.keys():
-                known = _Known(pattern, item[method]["responses"], document)
+            for method in _METHODS & item.keys():
+                place = f"#/paths/{path.replace('/', '~1')}/{method}/responses"
+                known = _Known(pattern, realm, place, item[method]["responses"])
                 found.setdefault((method.upper(), (prefix + path).count("/")), []).append(known)
     for several in found.values():
         several.sort(key=lambda one: one.path.pattern.count("[^/]+"))
     return found
 
 
-def _operation(method: str, path: str) -> _Known | None:
-    return next((one for one in _operations().get((method, path.count("/")), ()) if one.path.fullmatch(path)), None)
-
-
-def _all() -> Iterator[_Known]:
-    for several in _operations().values():
-        yield from several
+@cache
+def _document(realm: str) -> dict[str, Any]:
+    document: dict[str, Any] = _closed(msgspec.json.decode(document_path(realm).read_bytes()))
+    return document
 
 
 @cache
-def _validator(operation: int, status: str) -> jsonschema_rs.Draft202012Validator | None:
-    known = next(one for one in _all() if id(one) == operation)
-    schema = _response(known, status).get("content", {}).get("application/json", {}).get("schema")
-    if schema is None:
-        return None
-    closed = _closed(schema | {"components": known.document["components"]})
-    return jsonschema_rs.Draft202012Validator(closed, validate_formats=True)
+def _registry(realm: str) -> jsonschema_rs.Registry:
+    # One for all of a document: each validator with a copy of it takes more than a MiB.
+    return jsonschema_rs.Registry([(f"urn:{realm}", _document(realm))])
 
 
-def _response(known: _Known, status: str) -> dict[str, Any]:
-    found: dict[str, Any] = known.responses[status]
-    if "$ref" in found:
-        found = known.document["components"]["responses"][found["$ref"].rpartition("/")[2]]
-    return found
+@cache
+def _validator(realm: str, place: str) -> jsonschema_rs.Draft202012Validator:
+    place = place.replace("{", "%7B").replace("}", "%7D")
+    schema = {"$ref": f"urn:{realm}{place}/content/application~1json/schema"}
+    return jsonschema_rs.Draft202012Validator(schema, registry=_registry(realm), validate_formats=True)
 
 
 def _closed(schema: Any) -> Any:

@@ -3,7 +3,9 @@
 import httpx
 import pytest
 
-from tests.documents import check_body, check_status
+from tests.documents import Documents
+
+ALL = Documents("all")
 
 
 def answer(status: int, body: object, *, path: str = "/api/health") -> httpx.Response:
@@ -11,21 +13,21 @@ def answer(status: int, body: object, *, path: str = "/api/health") -> httpx.Res
 
 
 def test_a_status_that_is_not_documented() -> None:
-    assert check_status(answer(200, {}))
+    assert ALL.check_status(answer(200, {}))
     with pytest.raises(AssertionError, match="GET /api/health answered 409"):
-        check_status(answer(409, {}))
-    assert not check_status(answer(418, {}, path="/nowhere")), "no operation, so nothing is said of it"
-    assert not check_status(answer(404, {}, path="/api/nowhere"))
-    assert not check_status(answer(200, {}, path="/api/openapi.json"))
+        ALL.check_status(answer(409, {}))
+    assert not ALL.check_status(answer(418, {}, path="/nowhere")), "no operation, so nothing is said of it"
+    assert not ALL.check_status(answer(404, {}, path="/api/nowhere"))
+    assert not ALL.check_status(answer(200, {}, path="/api/openapi.json"))
     with pytest.raises(AssertionError, match="GET /panel/api/nowhere is in no document"):
-        check_status(answer(200, {}, path="/panel/api/nowhere"))
+        ALL.check_status(answer(200, {}, path="/panel/api/nowhere"))
 
 
 def test_a_kind_of_body_that_is_not_documented() -> None:
     request = httpx.Request("GET", "http://localhost/api/health")
     for kind in ("text/plain; charset=utf-8", "text/event-stream", "application/json-seq"):
         with pytest.raises(AssertionError, match="GET /api/health answered 200 with "):
-            check_status(httpx.Response(200, headers={"content-type": kind}, request=request))
+            ALL.check_status(httpx.Response(200, headers={"content-type": kind}, request=request))
 
 
 @pytest.mark.parametrize(
@@ -41,11 +43,17 @@ def test_a_kind_of_body_that_is_not_documented() -> None:
 )
 def test_a_body_that_is_not_documented(status: int, body: object) -> None:
     with pytest.raises(AssertionError, match=f"GET /api/health {status} is not what the document says"):
-        check_body(answer(status, body))
+        ALL.check_body(answer(status, body))
 
 
 def test_what_the_document_says() -> None:
     error = {"error": "There is no such app", "code": "app_not_found", "request_id": "req_c6xk2m4v7q3n5t2a"}
-    check_body(answer(404, error, path="/api/apps/app_1"))
+    ALL.check_body(answer(404, error, path="/api/apps/app_1"))
     # What is named outright is not taken for an id.
-    check_body(answer(200, [], path="/panel/api/fleet/instances"))
+    ALL.check_body(answer(200, [], path="/panel/api/fleet/instances"))
+
+
+def test_a_process_that_is_a_panel_alone_serves_it_without_a_prefix() -> None:
+    assert Documents("panel").check_status(answer(200, [], path="/api/fleet/instances"))
+    with pytest.raises(AssertionError, match="GET /api/fleet/instances is in no document"):
+        Documents("instance").check_status(answer(200, [], path="/api/fleet/instances"))

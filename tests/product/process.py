@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests import documents
+from tests.documents import Documents, Mode
 
 PASSWORD = "correct horse battery staple"
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def free_port() -> int:
 class Product:
     """One data folder and the process on it; `start` and `kill` may be called again and again."""
 
-    def __init__(self, data_dir: Path, *, mode: str = "all", **environment: str) -> None:
+    def __init__(self, data_dir: Path, *, mode: Mode = "all", **environment: str) -> None:
         self.data_dir = data_dir
         self.mode = mode
         self.port = free_port()
@@ -44,7 +44,7 @@ class Product:
             "QUAZZAR_LOG_FORMAT": "json",
         } | environment
         self.process: subprocess.Popen[bytes] | None = None
-        hooks: dict[str, list[Any]] = {"response": [documents.check_now]}
+        hooks: dict[str, list[Any]] = {"response": [Documents(mode).check_now]}
         self.http = httpx.Client(base_url=self.url, timeout=30, event_hooks=hooks)
 
     def start(self, *, wait: bool = True, timeout: float = 120) -> float:

@@ -49,7 +49,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def owner(one: Product) -> dict[str, str]:
-    """Of whoever registered first at the machine itself: a stranger who came before, by a proxy, gets no server by it."""
+    """Of whoever registered first at the machine itself; a stranger who came before, by a proxy, gets no server."""
     stranger = {"email": "eve@example.com", "password": PASSWORD, "name": "Eve", "organization": "Elsewhere"}
     came_by = {"X-Forwarded-For": "203.0.113.9"}
     assert one.http.post("/panel/api/auth/register", json=stranger, headers=came_by).status_code == 201

@@ -1,9 +1,9 @@
 """Auth endpoints of an instance: setup, login, who am I, and API keys, beside what both realms have."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
-from litestar import Controller, Request, Response
+from litestar import Controller, Response
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody
 from litestar.types import ControllerRouterHandler

@@ -39,7 +39,10 @@ class ImpersonationController(Controller):
         status_code=303,
         operation_id="OpenPanelSession",
         summary="Open a session by a token of the panel",
-        responses={303: ResponseSpec(None, description="The session is open", generate_examples=False)},
+        responses={
+            303: ResponseSpec(None, description="The session is open", generate_examples=False),
+            403: ResponseSpec(None, description="The link to the panel does not allow it", generate_examples=False),
+        },
     )
     async def open_session(
         self, impersonations: NamedDependency[ImpersonationService], token: Token
