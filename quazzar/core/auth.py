@@ -137,12 +137,21 @@ class Guard:
             raise Forbidden("An API key can't do this; log in", code="session_required")
         if self.scope is not None and not principal.allows(self.scope):
             raise Forbidden(f"This needs the scope {self.scope}", code="scope_missing")
+        if self.scope == "*":
+            _refuse_bound(principal)
 
 
 def require_everything(principal: Principal) -> None:
     """Raises `Forbidden` unless the caller may do everything: for a field of a body that opens the machine itself."""
     if not principal.allows("*"):
         raise Forbidden("This needs the scope *, which administrators have", code="scope_missing")
+    _refuse_bound(principal)
+
+
+def _refuse_bound(principal: Principal) -> None:
+    """Everything, but of some apps only, is less than the machine."""
+    if principal.resources is not None:
+        raise Forbidden("A key that is bound to certain apps can't do this, which is about all of the machine")
 
 
 def requires(scope: str) -> Guard:

@@ -27,7 +27,7 @@ class PanelLinkController(Controller):
     tags = ("Panel",)
     dependencies = {"link": Provide(provide_link)}
 
-    @post(guards=[reserved("settings:write")], operation_id="JoinPanel", summary="Join a panel")
+    @post(guards=[reserved("*")], operation_id="JoinPanel", summary="Join a panel")
     async def join_panel(
         self, request: LinkRequest, link: NamedDependency[PanelLinkService], data: JSONBody[PanelJoin]
     ) -> Response[PanelLinkOut]:
@@ -43,7 +43,7 @@ class PanelLinkController(Controller):
         """404 `not_linked` where there is none."""
         return await link.get()
 
-    @patch(guards=[reserved("settings:write")], operation_id="UpdatePanelLink", summary="Change the link to the panel")
+    @patch(guards=[reserved("*")], operation_id="UpdatePanelLink", summary="Change the link to the panel")
     async def update_panel_link(
         self, link: NamedDependency[PanelLinkService], data: JSONBody[PanelLinkUpdate]
     ) -> PanelLinkOut:
@@ -52,7 +52,7 @@ class PanelLinkController(Controller):
         """
         return await link.update(data)
 
-    @delete(guards=[reserved("settings:write")], operation_id="LeavePanel", summary="Leave the panel")
+    @delete(guards=[reserved("*")], operation_id="LeavePanel", summary="Leave the panel")
     async def leave_panel(self, link: NamedDependency[PanelLinkService]) -> None:
         """Apps go on, sessions that were opened from the panel end. The key is kept, so that the same panel knows the
         server again.

@@ -45,6 +45,11 @@ async def test_only_an_administrator_trusts(app: RunningApp, admin: httpx.AsyncC
         assert untrusted.json()["details"].keys() == {"services.web.volumes.0", "services.web.devices"}
         plain = await client.post("/api/templates", content=media(slug), headers={"Content-Type": "application/yaml"})
         assert (plain.status_code, plain.json()["code"]) == (422, "template_invalid"), "YAML says nothing of trust"
+    mine = await install(admin, "hello")
+    async with key_client(app, admin, ["*"], resources=[mine["id"]]) as client:
+        # Its app could be updated to it.
+        answer = await add(client, media(slug), trusted=True)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
     wrong = await add(admin, media(slug), trusted="yes")
     assert (wrong.status_code, wrong.json()["details"].keys()) == (422, {"trusted"})
     made = (await add(admin, media(slug), trusted=True)).json()

@@ -405,13 +405,24 @@ async def test_a_guest_opens_neither_the_machine_nor_what_apps_keep_secret(
 
 
 async def test_a_reserved_guard_lets_the_servers_own_people_in(
-    admin: httpx.AsyncClient, client: httpx.AsyncClient, database: Database
+    app: RunningApp, admin: httpx.AsyncClient, client: httpx.AsyncClient, database: Database
 ) -> None:
     link_of = (await admin.get("/api/panel-link")).json()
     assert link_of["impersonation"] is True
     viewer = await headers_of(client, await make_user(database, role="viewer"))
     assert (await client.patch("/api/panel-link", json={}, headers=viewer)).json()["code"] == "scope_missing"
     assert (await client.patch("/api/panel-link", json={})).status_code == 401
+    # Whom a server obeys is not for keys of some scopes, nor for those of some apps.
+    made = await install(admin, await add_one(admin))
+    for scopes, bound in (["settings:read", "settings:write"], None), (["*"], [made["id"]]):
+        async with key_client(app, admin, scopes, resources=bound) as key:
+            assert (await key.get("/api/panel-link")).status_code == 200
+            refused = [
+                await key.patch("/api/panel-link", json={"impersonation": True}),
+                await key.delete("/api/panel-link"),
+                await key.post("/api/panel-link", json={"token": "qze_x"}),
+            ]
+            assert {answer.status_code for answer in refused} == {403}
     wrong = await admin.patch("/api/panel-link", json={"impersonation": "no", "panel_url": "x"})
     assert (wrong.status_code, wrong.json()["details"].keys()) == (422, {"impersonation", "panel_url"})
 
