@@ -206,5 +206,8 @@ async def test_what_changes_something_knows_all_of_its_parameters(callers: Calle
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter"), answer.text
     assert answer.json()["details"] == {"name_of_nothing": "Unknown parameter"}
     for name in known:
+        # Which of two is meant nobody can say: the last one would install.
+        twice = await callers.ask(operation, query=f"?{name}=true&{name}=false")
+        assert (twice.status_code, twice.json()["details"]) == (400, {name: "Is there more than once"}), twice.text
         close = await callers.ask(operation, params={name.replace("_", "-") + "s": "true"})
         assert list(close.json()["details"].values()) == [f"Unknown parameter; did you mean {name}?"]

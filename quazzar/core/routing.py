@@ -59,7 +59,7 @@ class Endpoint(HTTPRouteHandler):
 
     def _check_query(self, connection: ASGIConnection[Any, Any, Any, Any]) -> None:
         """Refuse what the framework would take for no parameter at all: unknown names where something is changed (a
-        misspelt `dry_run` would not stay dry), and `null`, which is a value like any other.
+        misspelt `dry_run` would not stay dry) and names given twice, and `null`, which is a value like any other.
         """
         if self._queried is None:
             self._queried = dict(self._find_queried())
@@ -69,6 +69,9 @@ class Endpoint(HTTPRouteHandler):
             hints = unknown_of(dict.fromkeys(query), self._queried)
             if details := {name: f"Unknown parameter{hint}" for name, hint in hints}:
                 raise BadRequest("There is no such parameter", details=details)
+            single = [name for name, field in self._queried.items() if not field.is_non_string_sequence]
+            if details := {name: "Is there more than once" for name in single if len(query.getall(name, ())) > 1}:
+                raise BadRequest("A parameter can have one value", details=details)
         if self._nullable:
             # Of a name that is there twice the framework takes the last.
             last = dict(query.multi_items())
