@@ -26,6 +26,7 @@ __all__ = [
     "decode_body",
     "given",
     "read_value",
+    "require_one",
     "unknown_of",
 ]
 
@@ -33,7 +34,10 @@ T = TypeVar("T")
 
 
 class In(msgspec.Struct, forbid_unknown_fields=True):
-    """A request body: unknown fields are errors. A field that PATCH may leave out is `T | UnsetType = UNSET`."""
+    """A request body: unknown fields are errors. A field that PATCH may leave out is `T | UnsetType = UNSET`.
+
+    A body with several names for one thing lists them in `ONE_OF` and checks itself with `require_one`.
+    """
 
 
 class OptionalIn(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -93,6 +97,12 @@ def given(struct: msgspec.Struct) -> dict[str, Any]:
     """The fields that the caller sent: those that are not UNSET."""
     values = ((name, getattr(struct, name)) for name in struct.__struct_fields__)
     return {name: value for name, value in values if value is not UNSET}
+
+
+def require_one(struct: msgspec.Struct, choice: Collection[str]) -> None:
+    """For `__post_init__`: raises ValueError unless exactly one of these fields is given."""
+    if sum(getattr(struct, name) is not UNSET for name in choice) != 1:
+        raise ValueError(f"One of {', '.join(choice)} has to be given")
 
 
 @cache
@@ -220,9 +230,18 @@ def _collect_struct(value: Any, info: inspect.StructType, path: str, label: str,
             _collect(value[name], field.type, _join(path, name), _label(name), problems)
         elif field.required:
             problems[_join(path, name)] = f"{_label(name)} is required"
+    problems |= _choice_problem(value, getattr(info.cls, "ONE_OF", ()), path)
     if info.forbid_unknown_fields:
         names = [str(name) for name in value if name != info.tag_field]
         problems |= {_join(path, name): f"Unknown field{hint}" for name, hint in unknown_of(names, known)}
+
+
+def _choice_problem(value: dict[str, Any], choice: tuple[str, ...], path: str) -> dict[str, str]:
+    """What is wrong where one of the names in `choice`, and no more, has to be given."""
+    names = [name for name in choice if name in value]
+    if choice and not names:
+        return {_join(path, choice[0]): f"{_label(choice[0])} is required"}
+    return {_join(path, name): f"{_label(name)} can't go together with {names[0]}" for name in names[1:]}
 
 
 def unknown_of(names: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:

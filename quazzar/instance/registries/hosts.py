@@ -6,6 +6,8 @@ import re
 from quazzar.instance.apps.images import HUB_NAMES, Image
 
 _NUMERIC = re.compile(r"(?:0x[0-9a-f]*|[0-9]+)\Z")
+_SCHEME = re.compile(r"\Ahttps?://", re.IGNORECASE)
+_ROOT = re.compile(r"(?:/v[12])?/?\Z")
 _PORT = re.compile(r"(?<!:):([0-9]{1,5})\Z")
 
 
@@ -23,6 +25,11 @@ def registry_host(text: str) -> str:
         raise ValueError("must have a port between 1 and 65535")
     _check_address(_PORT.sub("", host))
     return image.registry
+
+
+def registry_host_of_url(text: str) -> str:
+    """As `registry_host`, of an address as clients know it: with a scheme, and the API's root as its path."""
+    return registry_host(_ROOT.sub("", _SCHEME.sub("", text)))
 
 
 def _check_address(name: str) -> None:

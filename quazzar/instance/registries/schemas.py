@@ -1,9 +1,9 @@
 """What the API takes and shows of registries: passwords only go in."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from quazzar.core.schema import UNSET, In, Meta, Out, UnsetType, message
+from quazzar.core.schema import UNSET, In, Meta, Out, UnsetType, message, require_one
 
 Host = Annotated[
     str,
@@ -13,6 +13,15 @@ Host = Annotated[
         description="The registry as image names begin with it, with its port if it has one; `docker.io` for names "
         "without a registry.",
         examples=["registry.example.com:5000"],
+    ),
+]
+Url = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=300,
+        description="The registry by its address, such as `https://registry.example.com:5000`; its host and port are "
+        "kept.",
     ),
 ]
 Username = Annotated[
@@ -39,9 +48,17 @@ Password = Annotated[
 
 
 class RegistryCreate(In):
-    host: Host
+    """`host`, or in its place the `url` that other tools call the registry by."""
+
+    ONE_OF: ClassVar = ("host", "url")
+
     username: Username
     password: Password
+    host: Host | UnsetType = UNSET
+    url: Url | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        require_one(self, self.ONE_OF)
 
 
 class RegistryUpdate(In):

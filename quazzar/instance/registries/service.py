@@ -18,7 +18,7 @@ from quazzar.instance.apps.images import registry_of
 from quazzar.instance.apps.runtimes.base import RegistryLogin, RuntimeFailure
 from quazzar.instance.registries import store
 from quazzar.instance.registries.errors import RegistryExists, RegistryKeyBound, RegistryNotFound, TooManyRegistries
-from quazzar.instance.registries.hosts import registry_host
+from quazzar.instance.registries.hosts import registry_host, registry_host_of_url
 from quazzar.instance.registries.schemas import RegistryCreate, RegistryUpdate
 from quazzar.instance.registries.store import Found
 
@@ -48,10 +48,7 @@ class RegistryService:
         """Raises `Invalid` for what is no registry's name, `RegistryExists`."""
         if self._bound:
             raise RegistryKeyBound
-        try:
-            host = registry_host(data.host)
-        except ValueError as error:
-            raise Invalid(details={"host": f"Host {error}"}) from None
+        host = _host_of(data)
         if await store.count_registries(self.session) >= MOST_REGISTRIES:
             raise TooManyRegistries
         registry_id = new_id("reg")
@@ -91,6 +88,15 @@ class RegistryService:
     @property
     def _bound(self) -> bool:
         return self.actor.resources is not None
+
+
+def _host_of(data: RegistryCreate) -> str:
+    """Raises `Invalid` naming the field that the caller gave."""
+    try:
+        return registry_host(data.host) if isinstance(data.host, str) else registry_host_of_url(str(data.url))
+    except ValueError as error:
+        name = "host" if isinstance(data.host, str) else "url"
+        raise Invalid(details={name: f"{name.capitalize()} {error}"}) from None
 
 
 async def logins_for(session: AsyncSession, keyring: Keyring, images: Iterable[str]) -> dict[str, RegistryLogin]:

@@ -107,6 +107,29 @@ async def test_everything_that_is_wrong_is_told_at_once(admin: httpx.AsyncClient
     assert CANARY not in refused.text
 
 
+async def test_a_registry_may_be_given_by_its_url(admin: httpx.AsyncClient) -> None:
+    name, login = host(), {"username": "bob", "password": CANARY}
+    for url in (f"https://{name}:5000/", f"{name}:5001", f"HTTPS://{name}:5002/v2/"):
+        made = await admin.post("/api/registries", json=login | {"url": url})
+        assert made.status_code == 201, made.text
+        assert made.json()["host"].startswith(f"{name}:500")
+        assert made.json()["host"] in url
+    hub = await admin.post("/api/registries", json=login | {"url": "https://index.docker.io/v1/"})
+    assert (hub.status_code, hub.json()["host"]) == (201, "docker.io")
+    assert (await admin.delete(hub.headers["location"])).status_code == 204
+    for url in (
+        "r; id",
+        "https://user:x@example.com",
+        "https://example.com/team",
+        "https://169.254.169.254/",
+        "file:///etc",
+    ):
+        refused = await admin.post("/api/registries", json=login | {"url": url})
+        assert (refused.status_code, list(refused.json()["details"])) == (422, ["url"]), url
+    both = await admin.post("/api/registries", json=login | {"host": name, "url": name})
+    assert both.json()["details"] == {"url": "Url can't go together with host"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
