@@ -108,6 +108,8 @@ def _port(field: Field, value: object) -> Setting:
     if value == AUTO:
         return AUTO
     low, high = int(field.min or 1), int(field.max or 65535)
+    if isinstance(value, str) and value.isdecimal():
+        raise ValueError(f"must be a number between {low} and {high}, without quotes")
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"must be between {low} and {high}")
     return value

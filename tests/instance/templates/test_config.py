@@ -85,7 +85,8 @@ def test_what_a_field_takes(name: str, values: list[object]) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "sentence"),
     [
-        ("port", [0, 65536, -1, "8080", "", True, 80.0, [80]], "Port must be between 1 and 65535"),
+        ("port", [0, 65536, -1, "", True, 80.0, [80]], "Port must be between 1 and 65535"),
+        ("port", ["8080"], "Port must be a number between 1 and 65535, without quotes"),
         ("title", ["a", "abcdef"], "Title must be 2 to 5 characters long"),
         ("title", [5, True, ["ab"], {"a": 1}], "Title must be a string"),
         ("title", ["", None], "Title is required"),
