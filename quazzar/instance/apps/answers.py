@@ -83,7 +83,9 @@ _PARAMETERS = [
         "Only apps of these statuses.",
     ),
     _parameter(
-        "template", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Only apps of this template."
+        "template",
+        Schema(type=OpenAPIType.STRING, min_length=1, max_length=100),
+        "Only apps of the template with this slug or id.",
     ),
     _parameter("q", Schema(type=OpenAPIType.STRING, min_length=1, max_length=100), "Part of the name or the template."),
     _parameter(

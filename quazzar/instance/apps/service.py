@@ -31,7 +31,7 @@ from quazzar.instance.apps.room import Claim, MachineWatch, Room, refusals, room
 from quazzar.instance.apps.schemas import AppCreate, AppPlan, AppRow, FullAppRow, PortOut, RoomOut, VolumeOut
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
-from quazzar.instance.templates.service import TemplateService
+from quazzar.instance.templates.service import TemplateService, slug_of
 from quazzar.instance.templates.template import Template
 from quazzar.settings import Settings
 
@@ -121,10 +121,11 @@ async def list_apps(
     template: str | None = None,
     q: str | None = None,
 ) -> list[AppRow]:
-    """The newest apps before the id `before` that fit all filters."""
+    """The newest apps before the id `before` that fit all filters; a `template` is given by slug or id."""
     ids = visible(principal)
     if ids is None and not statuses and template is None and q is None:
         return await store.list_apps(database, limit=limit, before=before)
+    template = await slug_of(database, template) if template is not None else None
     return await store.find_apps(
         database, limit=limit, before=before, ids=ids, statuses=statuses or None, template=template, q=q
     )

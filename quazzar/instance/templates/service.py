@@ -249,6 +249,15 @@ class TemplateService:
         await store.delete_template(self.session, template_id)
 
 
+async def slug_of(database: Database, ref: str) -> str:
+    """The slug of the template that `ref` is the slug or id of; `ref` as it is where there is none."""
+    if not ref.startswith("tpl_"):  # no slug does
+        return ref
+    await ready_catalogue()
+    packaged = find_packaged(ref)
+    return packaged.template.slug if packaged else await store.read_slug(database, ref) or ref
+
+
 async def newest_versions(session: AsyncSession, slugs: Collection[str]) -> dict[tuple[str, str | None], str]:
     """Slug and publisher → the version that an install takes which names none; without those that are no template any
     more.

@@ -187,3 +187,11 @@ _SLUGS = Query(select(Template.slug).where(Template.slug == func.any(bindparam("
 async def find_slugs(database: Database, slugs: Sequence[str]) -> set[str]:
     """Which of `slugs` own templates have."""
     return set(await _SLUGS.all(database, slugs=slugs)) if slugs else set()
+
+
+_SLUG = Query(select(Template.slug).where(Template.id == bindparam("id", type_=Text)), str)
+
+
+async def read_slug(database: Database, template_id: str) -> str | None:
+    """The slug of an own template."""
+    return await _SLUG.one_or_none(database, id=template_id)

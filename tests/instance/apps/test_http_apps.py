@@ -350,7 +350,10 @@ async def test_the_list(admin: httpx.AsyncClient) -> None:
     assert await found(f"q={made[0]['name'].upper()}") == [made[0]["id"]]
     assert await found(f"q={slug}") == newest
     assert await found("q=%25") == [], "no wildcard"
-    assert await found("template=none") == []
+    assert await found("template=none") == await found("template=tpl_none") == []
+    own, packaged = [(await admin.get(f"/api/templates/{one}")).json()["id"] for one in (slug, "hello")]
+    assert await found(f"template={own}") == newest
+    assert await found(f"template={packaged}") == await found("template=hello")
     pages: list[str] = []
     path = f"/api/apps?limit=2&template={slug}"
     while path:
