@@ -277,6 +277,7 @@ class _Changing:
             return
         self.work.step(0.95, "Waiting for the former services")
         verdict = await settled(self.work)
+        self.work.run.log(verdict.reason or "What ran before runs again, with its data")
         await self._end_unchanged(reason, verdict, failed=True)
 
     async def take_back(self, reason: str | None = None) -> None:

@@ -101,7 +101,7 @@ def rooms(needed: Claim, reserved: Claim, machine: Machine, policy: Apps) -> lis
     }
     if machine.memory_bytes is not None and policy.memory_overcommit:
         usable = int(machine.memory_bytes - min(machine.memory_bytes * MEMORY_RESERVE_PART, MOST_MEMORY_RESERVE_BYTES))
-        available |= {"memory_bytes": usable, "memory_limit_bytes": usable * policy.memory_overcommit}
+        available |= {"memory_bytes": usable, "memory_limit_bytes": int(usable * policy.memory_overcommit)}
     return [
         Room(
             resource=name,
