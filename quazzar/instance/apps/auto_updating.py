@@ -1,4 +1,5 @@
-"""Begins the updates of apps that are to be updated by themselves: in their windows, and one at a time.
+"""Begins the updates of apps that are to be updated by themselves: in their windows, and one at a time. What the
+catalogue has of newer versions is noted before, so that they show soon after they were published.
 
 What decides is in the database: an update, the end of the window for its app, and the job that does it are written in
 one transaction. A window that passed while nothing ran is not made up for.
@@ -21,6 +22,7 @@ from quazzar.core.db import Database
 from quazzar.core.errors import AppError, Invalid
 from quazzar.core.records import SYSTEM
 from quazzar.instance.apps import changes, updates_store
+from quazzar.instance.apps.checking import look_at_catalogue
 from quazzar.instance.apps.room import MachineWatch
 from quazzar.instance.apps.schemas import AppUpdate, NewImage
 from quazzar.instance.apps.service import AppService
@@ -32,7 +34,7 @@ from quazzar.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 10.0
 CANARY_HOURS: Final = 24
 """How long an app has to be well with an update before those that wait for it get it too."""
 WINDOWLESS_PAUSE: Final = timedelta(hours=1)
@@ -85,6 +87,7 @@ class AutoUpdater:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
+                await look_at_catalogue(self._transaction)
                 await self.look(datetime.now(UTC))
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 log.warning("apps.auto_update_failed", error=type(error).__name__)

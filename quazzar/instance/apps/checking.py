@@ -7,16 +7,18 @@ for a time that doubles.
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
+import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from quazzar.core.crypto import SealBroken
 from quazzar.core.errors import Invalid
-from quazzar.core.jobs import KEYRING, SETTINGS, JobFailed, JobRun, enqueue, job, schedule
+from quazzar.core.jobs import KEYRING, SETTINGS, JobFailed, JobRun, Resources, enqueue, job, schedule
 from quazzar.core.records import publish
 from quazzar.instance.apps import store, updates_store
 from quazzar.instance.apps.building import build_spec
@@ -31,6 +33,10 @@ from quazzar.instance.apps.work import RUNTIME
 from quazzar.instance.registries.service import logins_for
 from quazzar.instance.templates.service import newest_versions
 from quazzar.instance.templates.versions import reads_older
+
+log = structlog.get_logger(__name__)
+
+Begin = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 
 LOOK_SECONDS: Final = 1800.0
 MOST_QUESTIONS: Final = 10
@@ -52,7 +58,7 @@ async def check_updates(run: JobRun) -> None:
     hours = run.resources[SETTINGS].apps.update_check_hours
     if hours == 0:
         apps = [msgspec.structs.replace(one, is_due=False) for one in apps]
-    await _Check(run, timedelta(hours=hours or 24)).look_at(apps)
+    await _Check(run.begin, run.resources, run.log, timedelta(hours=hours or 24)).look_at(apps)
 
 
 @job("apps.check_update", concurrency=4, max_attempts=1, timeout_seconds=300)
@@ -61,12 +67,42 @@ async def check_update(run: JobRun, app_id: str) -> None:
     async with run.begin() as session:
         apps = await updates_store.find_checked(session, app_id)
     hours = run.resources[SETTINGS].apps.update_check_hours or 24
-    await _Check(run, timedelta(hours=hours)).look_at([msgspec.structs.replace(one, is_due=True) for one in apps])
+    check = _Check(run.begin, run.resources, run.log, timedelta(hours=hours))
+    await check.look_at([msgspec.structs.replace(one, is_due=True) for one in apps])
+
+
+async def look_at_catalogue(begin: Begin) -> None:
+    """Note what the catalogue has that is newer, of the apps of which that is another thing than before."""
+    async with begin() as session:
+        apps = await updates_store.find_catalogued(session)
+        newest = await newest_versions(session, {one.template for one in apps})
+    check = _Check(begin, Resources(), _log, timedelta(0))
+    for one in apps:
+        newer = _newer(newest.get((one.template, one.publisher)), one.version)
+        if newer == one.known:
+            continue
+        async with begin() as session:
+            found = await updates_store.find_checked(session, one.id)
+        for app in found:
+            await check.note(app, newer, None)
+
+
+def _log(line: str) -> None:
+    log.info("apps.update_available", found=line)
+
+
+def _newer(newest: str | None, version: str | None) -> str | None:
+    """The newest version of a template where it is newer than the one that an app has."""
+    if newest is None or version is None or newest == version or reads_older(newest, version):
+        return None
+    return newest
 
 
 class _Check:
-    def __init__(self, run: JobRun, every: timedelta) -> None:
-        self.run = run
+    def __init__(self, begin: Begin, resources: Resources, tell: Callable[[str], object], every: timedelta) -> None:
+        self.begin = begin
+        self.resources = resources
+        self.tell = tell
         self.every = every
         self.digests: dict[str, str] = {}
         """What the registries said, by image."""
@@ -83,27 +119,24 @@ class _Check:
         images = {one.held.id: self._images(one) for one in apps if one.is_due and newer[one.held.id] is None}
         await self._ask(dict.fromkeys(name for names in images.values() for name in names))
         for one in apps:
-            await self._write(one, newer[one.held.id], images.get(one.held.id))
+            await self.note(one, newer[one.held.id], images.get(one.held.id))
         if self.away is not None:
             raise JobFailed(self.away.message) from self.away
 
     async def _newest(self, apps: Iterable[Checked]) -> Mapping[tuple[str, str | None], str]:
         slugs = {one.held.template for one in apps if one.held.template is not None}
-        async with self.run.begin() as session:
+        async with self.begin() as session:
             return await newest_versions(session, slugs)
 
     @staticmethod
     def _newer_version(app: Checked, newest: Mapping[tuple[str, str | None], str]) -> str | None:
         held = app.held
-        version = newest.get((held.template or "", held.definition.get("publisher")))
-        if version is None or held.version is None or version == held.version or reads_older(version, held.version):
-            return None
-        return version
+        return _newer(newest.get((held.template or "", held.definition.get("publisher"))), held.version)
 
     def _images(self, app: Checked) -> list[str]:
         """The images of an app whose tags could move, and of which it is known which ones they were."""
         try:
-            spec = build_spec(app.held, self.run.resources[KEYRING])
+            spec = build_spec(app.held, self.resources[KEYRING])
         except (Invalid, SealBroken):
             return []  # what can't be read can't be updated either, and says so when it is tried
         names = {service.image for service in spec.services}
@@ -112,7 +145,7 @@ class _Check:
     # Questions
 
     async def _ask(self, images: Iterable[str]) -> None:
-        async with self.run.begin() as session:
+        async with self.begin() as session:
             self.pauses = await updates_store.find_pauses(session)
         by_host: dict[str, list[str]] = {}
         for name in images:
@@ -147,7 +180,7 @@ class _Check:
                     self.away = error
                 except RuntimeFailure as failure:
                     self.reasons[name] = failure.reason
-                    self.run.log(failure.reason)
+                    self.tell(failure.reason)
                     if isinstance(failure, RegistryUnreachable) or failure.code == _PAUSING:
                         failed.append(failure)
 
@@ -159,25 +192,25 @@ class _Check:
             self.reasons |= {name: failed[0].reason for name in names if name not in self.digests}
             await self._pause(host, (pause.failures if pause is not None else 0) + 1)
         elif pause is not None and self.away is None:
-            async with self.run.begin() as session:
+            async with self.begin() as session:
                 await updates_store.end_pauses(session, [host])
 
     async def _ask_for(self, name: str) -> str:
-        async with self.run.begin() as session:
-            logins = await logins_for(session, self.run.resources[KEYRING], [name])
-        return await self.run.resources[RUNTIME].remote_digest(name, logins.get(registry_of(name)))
+        async with self.begin() as session:
+            logins = await logins_for(session, self.resources[KEYRING], [name])
+        return await self.resources[RUNTIME].remote_digest(name, logins.get(registry_of(name)))
 
     async def _pause(self, host: str, failures: int) -> None:
         # An engine does not pass on how long a registry wants to be left alone.
         length = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10))
         pause = Pause(failures, datetime.now(UTC) + _jittered(length))
         self.pauses[host] = pause
-        async with self.run.begin() as session:
+        async with self.begin() as session:
             await updates_store.set_pause(session, host, pause)
 
     # Answers
 
-    async def _write(self, app: Checked, version: str | None, images: Sequence[str] | None) -> None:
+    async def note(self, app: Checked, version: str | None, images: Sequence[str] | None) -> None:
         """Write down what there is of an app; `images` are those that were to be asked for, None for not at all."""
         if images is None and version == _other_version(app):
             return
@@ -189,7 +222,7 @@ class _Check:
             if self.digests[name] != app.held.images[name]
         ]
         asked_all = images is not None and len(known) == len(images)
-        async with self.run.begin() as session:
+        async with self.begin() as session:
             now = await updates_store.lock_checked(session, app.held)
             if now is None:
                 return
@@ -213,7 +246,7 @@ class _Check:
             session, held.id, found, announced=[*app.announced, key] if news else app.announced
         )
         if news:
-            self.run.log(f"{held.name}: {version if not images else ', '.join(one.image for one in images)}")
+            self.tell(f"{held.name}: {version if not images else ', '.join(one.image for one in images)}")
             event = AppUpdateAvailable(
                 app_id=held.id,
                 name=held.name,

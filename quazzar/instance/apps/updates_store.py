@@ -51,6 +51,35 @@ async def find_checked(session: AsyncSession, app_id: str | None = None) -> list
     return [_checked(row) for row in await session.execute(statement)]
 
 
+class Catalogued(msgspec.Struct, frozen=True):
+    """An installed app of a template, and the version that is `known` to be there for it."""
+
+    id: str
+    template: str
+    publisher: str | None
+    version: str
+    known: str | None
+
+
+async def find_catalogued(session: AsyncSession) -> list[Catalogued]:
+    """All apps that are installed from a template and that nobody works on."""
+    known = AppUpdateCheck.available["version"].as_string()
+    statement = (
+        select(
+            App.id, App.template, App.definition["publisher"].as_string(), App.version, func.nullif(known, App.version)
+        )
+        .outerjoin(AppUpdateCheck, AppUpdateCheck.app_id == App.id)
+        .where(
+            App.template.is_not(None),
+            App.version.is_not(None),
+            App.trashed_at.is_(None),
+            App.installed_at.is_not(None),
+            App.status.in_(AT_REST),
+        )
+    )
+    return [Catalogued(*row) for row in await session.execute(statement)]
+
+
 def _checked(row: Any) -> Checked:
     *held, available, announced, is_due = row
     known = msgspec.convert(available, AvailableUpdate) if available is not None else None
