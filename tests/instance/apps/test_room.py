@@ -159,6 +159,18 @@ async def test_every_way_to_an_app_is_refused(app: RunningApp, admin: httpx.Asyn
     await until(admin, trashed["id"], "running")
 
 
+async def test_who_asks_for_more_than_the_machine_has_is_refused(app: RunningApp, admin: httpx.AsyncClient) -> None:
+    slug = await small(admin)
+    await room_for(app, 4 * psutil.virtual_memory().total)
+    held = await admin.post("/api/apps", json={"template": await small(admin, "100000g"), "name": unique()})
+    assert held.status_code == 201, "what a file says is cut to the machine"
+    await until(admin, held.json()["id"], "running")
+    body = {"template": slug, "name": unique(), "resources": {"memory_bytes": 2**50}}
+    no_room(await admin.post("/api/apps", json=body), "memory_limit_bytes")
+    plan = (await admin.post("/api/apps?dry_run=true", json=body)).json()
+    assert plan["refusals"]["memory_limit_bytes"].startswith("1048576.00 GiB needed")
+
+
 async def test_two_at_once_do_not_take_the_last_room(
     app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine
 ) -> None:
