@@ -86,13 +86,20 @@ class AutoUpdater:
     async def _look_often(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await look_at_catalogue(self._transaction)
-                await self.look(datetime.now(UTC))
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                log.warning("apps.auto_update_failed", error=type(error).__name__)
-            except Exception as error:
-                log.error("apps.auto_update_failed", exc_info=error)
+            # What goes wrong with the one is nothing that the other waits for.
+            for look in (self._look_at_catalogue, self._look_now):
+                try:
+                    await look()
+                except (SQLAlchemyError, OSError, TimeoutError) as error:
+                    log.warning("apps.auto_update_failed", error=type(error).__name__)
+                except Exception as error:
+                    log.error("apps.auto_update_failed", exc_info=error)
+
+    async def _look_at_catalogue(self) -> None:
+        await look_at_catalogue(self._transaction)
+
+    async def _look_now(self) -> None:
+        await self.look(datetime.now(UTC))
 
     async def look(self, now: datetime) -> str | None:
         """Begin at most one update, and none while one is being made; gives the id of the app."""

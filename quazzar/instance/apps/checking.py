@@ -75,7 +75,8 @@ async def look_at_catalogue(begin: Begin) -> None:
     """Note what the catalogue has that is newer, of the apps of which that is another thing than before."""
     async with begin() as session:
         apps = await updates_store.find_catalogued(session)
-        newest = await newest_versions(session, {one.template for one in apps})
+        # Without apps the catalogue, which takes its time and memory, need not be read.
+        newest = await newest_versions(session, {one.template for one in apps}) if apps else {}
     check = _Check(begin, Resources(), _log, timedelta(0))
     for one in apps:
         newer = _newer(newest.get((one.template, one.publisher)), one.version)
