@@ -30,6 +30,7 @@ services:
     ports: ["${http_port}:80"]
     volumes: ["data:/data"]
     depends_on: {db: {condition: service_healthy}, migrate: {condition: service_completed_successfully}}
+    healthcheck: {test: ["CMD", "wget", "-qO", "/dev/null", "http://127.0.0.1/page"], interval: 1s, retries: 30}
     stop_grace_period: 1s
   migrate:
     image: busybox:1.37
