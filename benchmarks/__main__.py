@@ -376,5 +376,7 @@ if __name__ == "__main__":
         from benchmarks.fleet import main as simulate
 
         simulate(sys.argv[2:])
+    elif unknown := [name for name in sys.argv[1:] if name not in SECTIONS]:
+        sys.exit(f"There is no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     else:
         asyncio.run(main(sys.argv[1:]))
