@@ -322,6 +322,10 @@ async def test_the_client_decides_and_it_holds_at_once(
     guest = await switch(client, parent, client_id)
     assert (await client.patch(path, json=more, headers=guest)).json()["code"] == "parent_access_foreign"
     made = []
+    # For a token they need not even come in.
+    outside = await headers_of(client, await make_colleague(database, ada.tenant_id, "admin"))
+    kept = await client.post("/panel/api/fleet/tokens", json={"name": "x", "tenant_id": client_id}, headers=outside)
+    assert kept.status_code == 201, kept.text
     for headers in (guest, own):
         invited = {"email": f"{uuid.uuid4().hex}@example.com", "role": "admin"}
         made.append((await client.post("/panel/api/members", json=invited, headers=headers)).json()["invitation"])

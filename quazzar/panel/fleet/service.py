@@ -87,6 +87,11 @@ async def known_ids(session: AsyncSession, tenant_id: str, ids: Collection[str])
     return await store.find_known(session, tenant_id, ids)
 
 
+async def makers_of_tokens(session: AsyncSession, tenant_id: str) -> set[str]:
+    """Who has made the registration tokens that there are."""
+    return await store.find_token_makers(session, tenant_id)
+
+
 async def revoke_tokens_of(session: AsyncSession, tenant_id: str, user_id: str) -> None:
     """Take back the registration tokens that somebody made who is out now: they may have kept them."""
     await store.delete_tokens_of(session, tenant_id, user_id)

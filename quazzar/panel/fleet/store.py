@@ -168,6 +168,13 @@ async def delete_token(session: AsyncSession, tenant_id: str, token_id: str) -> 
     return (await session.execute(statement)).scalar_one_or_none()
 
 
+async def find_token_makers(session: AsyncSession, tenant_id: str) -> set[str]:
+    statement = select(FleetToken.created_by).where(
+        FleetToken.tenant_id == tenant_id, FleetToken.created_by.is_not(None)
+    )
+    return {str(user_id) for user_id in (await session.execute(statement)).scalars()}
+
+
 async def delete_tokens_of(session: AsyncSession, tenant_id: str, user_id: str) -> None:
     """Those that the user has made."""
     await session.execute(delete(FleetToken).where(FleetToken.tenant_id == tenant_id, FleetToken.created_by == user_id))

@@ -276,15 +276,17 @@ class OwnTenantService:
         return TenantOut.of(await store.get_tenant(self._session, tenant_id))
 
     async def _take_back(self, tenant_id: str) -> None:
-        """What those who come in from the parent have made to let others in, or themselves again: by now they may not
-        make it any more, or could make it anew.
+        """What others than its own members have made to let somebody in, or themselves again: by now they may not make
+        it any more, or could make it anew.
         """
-        from quazzar.panel.fleet.service import revoke_tokens_of  # noqa: PLC0415 - that needs this module itself
+        from quazzar.panel.fleet.service import makers_of_tokens, revoke_tokens_of  # noqa: PLC0415 - they need this one
 
-        invitations = InvitationService(self._session, self._accounts.settings, InvitedTo("panel", tenant_id))
-        for user_id in await store.find_guests(self._session, tenant_id):
+        session = self._session
+        invitations = InvitationService(session, self._accounts.settings, InvitedTo("panel", tenant_id))
+        makers = {row.invited_by for row in await invitations.find()} | await makers_of_tokens(session, tenant_id)
+        for user_id in makers - await store.find_own(session, tenant_id) - {None}:
             await invitations.revoke_of(user_id)
-            await revoke_tokens_of(self._session, tenant_id, user_id)
+            await revoke_tokens_of(session, tenant_id, user_id)
 
     async def _check_access(self, tenant: Any) -> None:
         """Only a client's own members decide what its parent may do; the parent can't help itself to more."""

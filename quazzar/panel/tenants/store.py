@@ -74,10 +74,10 @@ async def add_guest(session: AsyncSession, tenant_id: str, *, user_id: str, pare
     await session.execute(upsert(Membership).values(**values).on_conflict_do_nothing(index_elements=keys))
 
 
-async def find_guests(session: AsyncSession, tenant_id: str) -> Sequence[str]:
-    """The ids of the users who have come in from the parent."""
-    statement = select(Membership.user_id).where(Membership.tenant_id == tenant_id, Membership.parent_id.is_not(None))
-    return (await session.execute(statement)).scalars().all()
+async def find_own(session: AsyncSession, tenant_id: str) -> set[str]:
+    """The ids of the users who are members themselves, and have not come in from the parent."""
+    statement = select(Membership.user_id).where(Membership.tenant_id == tenant_id, Membership.parent_id.is_(None))
+    return set((await session.execute(statement)).scalars())
 
 
 async def count_owners(session: AsyncSession, tenant_id: str) -> int:
