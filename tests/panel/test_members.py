@@ -309,6 +309,34 @@ async def test_whoever_is_removed_lets_no_server_in(
         assert await use_token(session, ada.tenant_id or "", digest) is None
 
 
+@pytest.mark.parametrize("change", [{"role": "operator"}, {"role": "admin"}, {"scope": "bound"}])
+async def test_whoever_may_less_by_now_lets_nobody_in_as_more(
+    client: httpx.AsyncClient, ada: MadeUser, owner: Headers, database: Database, change: dict[str, Any]
+) -> None:
+    grace, hers = await colleague(client, database, ada, "owner")
+    waiting = await invite(client, hers, address(), "owner")
+    tokens = f"{API}/fleet/tokens"
+    assert (await client.post(tokens, json={"name": "kept"}, headers=hers)).status_code == 201
+    if change == {"scope": "bound"}:
+        group = (await client.post(f"{API}/fleet/groups", json={"name": "g"}, headers=owner)).json()
+        change = {"role": "admin", "scope": {"groups": [group["id"]], "instances": []}}
+    path = f"{MEMBERS}/{await member_id(client, owner, grace)}"
+    assert (await client.patch(path, json=change, headers=owner)).status_code == 200
+    assert (await accept(client, waiting, name="Sock", password=PASSWORD)).status_code == 404
+    assert (await client.get(tokens, headers=owner)).json() == []
+    assert (await happened(database, ada.tenant_id))[-1] == "member.updated"
+
+
+async def test_whoever_may_more_keeps_what_they_have_made(
+    client: httpx.AsyncClient, ada: MadeUser, owner: Headers, database: Database
+) -> None:
+    grace, hers = await colleague(client, database, ada, "admin")
+    waiting = await invite(client, hers, address())
+    path = f"{MEMBERS}/{await member_id(client, owner, grace)}"
+    assert (await client.patch(path, json={"role": "owner"}, headers=owner)).status_code == 200
+    assert (await accept(client, waiting, name="G", password=PASSWORD)).status_code == 200
+
+
 async def test_whoever_is_removed_from_an_msp_leaves_no_door_open_at_its_clients(
     client: httpx.AsyncClient, ada: MadeUser, owner: Headers, database: Database
 ) -> None:

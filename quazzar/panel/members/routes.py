@@ -79,8 +79,9 @@ class MemberController(Controller):
     async def update_member(
         self, members: NamedDependency[MemberService], member_id: FromPath[str], data: JSONBody[MemberUpdate]
     ) -> MemberOut:
-        """What is left out stays as it is. It holds for their next call. 409 `last_owner`; 403 `scope_exceeded` for a
-        member, or to a role, that may more than the caller.
+        """What is left out stays as it is. It holds for their next call; when they may less by it, their invitations
+        that nobody has accepted and their registration tokens are taken back. 409 `last_owner`; 403 `scope_exceeded`
+        for a member, or to a role, that may more than the caller.
         """
         return await members.update(member_id, data)
 

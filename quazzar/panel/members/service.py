@@ -23,7 +23,7 @@ from quazzar.panel.members.events import MemberInvited, MemberRemoved, MemberUpd
 from quazzar.panel.members.schemas import MemberInvite, MemberInvitedOut, MemberOut, MemberScope, MemberUpdate
 from quazzar.panel.roles.service import RoleService
 from quazzar.panel.tenants.errors import PermissionExceeded
-from quazzar.panel.tenants.permissions import OWNER
+from quazzar.panel.tenants.permissions import OWNER, is_within
 from quazzar.panel.tenants.service import TenantService
 
 WRITE = "members:write"
@@ -101,7 +101,8 @@ class MemberService:
                 await self._check(row)
 
     async def update(self, member_id: str, data: MemberUpdate) -> MemberOut:
-        """Give a member, or who is invited, another role or other bounds; it holds for their next call.
+        """Give a member, or who is invited, another role or other bounds; it holds for their next call. When they may
+        less by that, what they have made to let others in is taken back, as of those who are removed.
 
         Raises `MemberNotFound`, `MemberOfParent`, `LastOwner`, `PermissionExceeded`, and `Invalid` by field.
         """
@@ -134,10 +135,20 @@ class MemberService:
         else:
             await store.update_member(self._session, self._tenant_id, before.id, **values)
             await self._forget(before.user_id)
+            if await self._may_less(before, values):
+                await self._take_back(before.user_id)
             role = values.get("role", before.role) or values.get("role_id", before.role_id)
             news = MemberUpdated(member_id=before.id, user_id=before.user_id, role=role)
             publish(self._session, news, subject=before.id)
         audit(self._session, "member.update", subject=before.id, before=former, after=values)
+
+    async def _may_less(self, before: Any, values: dict[str, Any]) -> bool:
+        """Whether something that a member may is taken away by `values`."""
+        former = await self._roles.permissions_of(before.role, before.role_id)
+        role, role_id = values.get("role", before.role), values.get("role_id", before.role_id)
+        bounds = values.get("resources")
+        narrowed = bounds is not None and (before.resources is None or not set(bounds).issuperset(before.resources))
+        return narrowed or not is_within(former, await self._roles.permissions_of(role, role_id))
 
     async def delete(self, member_id: str) -> None:
         """Remove a member, take an invitation back, or leave: whoever is a member may do that.

@@ -75,7 +75,8 @@ class TenantController(Controller):
     ) -> TenantOut:
         """The current one, a client of it, or another that the caller belongs to (a login, not a key), with the
         permission there as well. What is left out stays as it is. What the parent's members may do in a client is for
-        the client's own members to say, in it: 403 `parent_access_foreign` for others.
+        the client's own members to say, in it: 403 `parent_access_foreign` for others. When it changes, invitations and
+        registration tokens that the parent's members have made for the client are taken back.
         """
         return await tenants.update(tenant_id, data)
 
