@@ -141,7 +141,8 @@ set -eu
 if [ -r $environment ]; then
     while read -r line || [ -n "\$line" ]; do
         name=\${line%%=*} value=\${line#*=}
-        case \$name in '' | *[!A-Za-z0-9_]*) continue ;; esac
+        case \$line in *=*) ;; *) continue ;; esac
+        case \$name in '' | [0-9]* | *[!A-Za-z0-9_]*) continue ;; esac
         case \$value in
             \"*\") value=\${value#\"} value=\${value%\"} ;;
             \'*\') value=\${value#\'} value=\${value%\'} ;;

@@ -81,12 +81,13 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
         command = command.replace(there, here)
     url = "postgresql://quazzar:a'b$c=d@db/quazzar?x="
     (root / "etc/quazzar/panel.environment").write_text(
-        f'# ours\nQUAZZAR_DATABASE_URL="{url}"\n\nQUAZZAR_LOG_LEVEL=error\nno setting\nQUAZZAR_AUTH_SECRET_KEY=aB+/='
+        f'# ours\nQUAZZAR_DATABASE_URL="{url}"\n\nQUAZZAR_LOG_LEVEL=error\nno setting\nQUAZZAR_ALONE\n2X=3\nQUAZZAR_AUTH_SECRET_KEY=aB+/='
     )
     told = subprocess.run(
         ["sh", "-c", command], env={"QUAZZAR_LOG_LEVEL": "debug"}, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert {f"QUAZZAR_DATABASE_URL={url}", "QUAZZAR_AUTH_SECRET_KEY=aB+/=", "QUAZZAR_LOG_LEVEL=debug"} < set(told)
+    assert not [line for line in told if line.startswith(("QUAZZAR_ALONE", "2X"))], "systemd passes them over as well"
     assert {"QUAZZAR_SERVER_MODE=panel", "QUAZZAR_SERVER_DATA_DIR=/var/lib/quazzar-panel"} < set(told)
     (root / "etc/quazzar/panel.environment").unlink()
     (root / "var/lib/quazzar").mkdir(parents=True)
