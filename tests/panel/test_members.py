@@ -13,6 +13,7 @@ from quazzar.core.ids import new_id
 from quazzar.invitations import store as invitations
 from quazzar.link.tokens import parse_token
 from quazzar.panel.fleet.store import use_token
+from quazzar.panel.tenants.service import TenantService
 from tests.conftest import PASSWORD
 from tests.factories.accounts import MadeUser, bearer, headers_of, join, make_colleague, make_member
 
@@ -325,6 +326,24 @@ async def test_whoever_may_less_by_now_lets_nobody_in_as_more(
     assert (await accept(client, waiting, name="Sock", password=PASSWORD)).status_code == 404
     assert (await client.get(tokens, headers=owner)).json() == []
     assert (await happened(database, ada.tenant_id))[-1] == "member.updated"
+
+
+@pytest.mark.parametrize("change", ["DELETE FROM memberships", "UPDATE memberships SET role = 'operator'"])
+async def test_an_invitation_that_waited_is_made_by_whoever_still_may(
+    client: httpx.AsyncClient, ada: MadeUser, owner: Headers, database: Database, change: str
+) -> None:
+    grace, hers = await colleague(client, database, ada, "admin")
+    body = {"email": address(), "role": "admin"}
+    async with database.begin(tenant=ada.tenant_id) as session:
+        await TenantService(session).lock(ada.tenant_id or "")
+        await session.execute(text(f"{change} WHERE user_id = :id"), {"id": grace.id})
+        inviting = asyncio.create_task(client.post(MEMBERS, json=body, headers=hers))
+        async with asyncio.timeout(20), database.begin() as watch:
+            while not (await watch.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))).scalar_one():
+                await asyncio.sleep(0.01)
+    answer = await inviting
+    assert (answer.status_code, answer.json()["code"]) == (403, "scope_exceeded"), answer.text
+    assert body["email"] not in (await client.get(MEMBERS, headers=owner)).text
 
 
 async def test_whoever_may_more_keeps_what_they_have_made(

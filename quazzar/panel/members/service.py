@@ -66,7 +66,7 @@ class MemberService:
         `MailLimitReached`.
         """
         email = data.email.lower()
-        await self._tenants.lock(self._tenant_id)
+        await self._lock()
         role = await self._roles.pick(data.role, "role")
         resources = await self._resources(data.scope, role.role)
         self._check_bounds(resources)
@@ -87,6 +87,18 @@ class MemberService:
         shown = await store.get_invited(self._session, self._tenant_id, row.id)
         return MemberInvitedOut.of(shown, invitation=None if sent else invitation)
 
+    async def _lock(self) -> None:
+        """Members are changed one call after the other. Raises `PermissionExceeded` when the one before has taken from
+        the caller what theirs was let in by.
+        """
+        me = self._principal
+        await self._tenants.lock(self._tenant_id)
+        place = await self._tenants.place(self._tenant_id, me.user_id)
+        if place is None or not is_within(me.scopes, place.permissions):
+            raise PermissionExceeded
+        if place.resources is not None and (me.resources is None or not me.resources <= place.resources):
+            raise PermissionExceeded
+
     async def _send(self, email: str, invitation: InvitationLink) -> None:
         name: str = self._principal.profile.tenant.name
         organization = "".join(letter if letter.isprintable() else " " for letter in name)
@@ -106,7 +118,7 @@ class MemberService:
 
         Raises `MemberNotFound`, `MemberOfParent`, `LastOwner`, `PermissionExceeded`, and `Invalid` by field.
         """
-        await self._tenants.lock(self._tenant_id)
+        await self._lock()
         before = await self._get(member_id)
         if before.parent_id is not None:
             raise MemberOfParent
@@ -157,7 +169,7 @@ class MemberService:
         their registration tokens; here, and in the client tenants that they came into from here.
         Raises `MemberNotFound`, `LastOwner`, `PermissionExceeded`, and `Forbidden` for others than oneself.
         """
-        await self._tenants.lock(self._tenant_id)
+        await self._lock()
         own = await store.get_member_of(self._session, self._tenant_id, self._principal.user_id)
         leaves = own is not None and own.id == member_id and self._principal.session_id is not None
         if not leaves and not self._principal.allows(WRITE):
