@@ -18,6 +18,7 @@ from quazzar.instance.apps.errors import (
     HostFoldersShared,
     PortTaken,
 )
+from quazzar.instance.apps.models import TRANSITIONAL
 from quazzar.instance.apps.schemas import AppClone, AppCreate, FullAppRow
 from quazzar.instance.apps.service import AppService, Planned
 from quazzar.instance.templates.fields import AUTO, Field
@@ -70,6 +71,8 @@ async def _draft(apps: AppService, app_id: str, data: AppClone) -> tuple[clone_s
     apps.require_unbound()
     if source.held.installed_at is None:
         raise AppNotInstalled
+    if source.status in TRANSITIONAL:
+        raise AppBusy(f"The app is {source.status}; wait until that is done")
     if await changes_store.has_change(apps.session, app_id):
         raise ChangePending
     app = source.held

@@ -367,9 +367,11 @@ async def test_one_change_at_a_time_and_cancel_goes_back(admin: httpx.AsyncClien
         await admin.post(f"{path}/update", json={}),
         await admin.post(f"{path}/rollback"),
         await admin.post(f"{path}/stop"),
+        await admin.post(f"{path}/clone", json={"name": unique()}),
         await admin.delete(path),
     ):
         assert (answer.status_code, answer.json()["code"]) == (409, "app_busy")
+        assert answer.json()["error"] == "The app is updating; wait until that is done"
     assert (await admin.post(f"/api/jobs/{asked['job_id']}/cancel")).status_code == 200
     assert (await job_of(admin, asked["job_id"]))["status"] == "cancelled"
     assert_old(engine, before, await until(admin, before["id"], "running"))
