@@ -1,8 +1,8 @@
 """The error envelope: every answer of 400 or more, from whichever layer, has this one shape."""
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, get_args, get_origin
 
 import asyncpg
 import msgspec
@@ -85,7 +85,31 @@ def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Re
     mapped = from_http_exception(error)
     if mapped.status >= 500:
         _log_fault(request, error)
+    if isinstance(error, ValidationException):
+        mapped.details = dict(_as_asked(request, mapped.details))
     return _respond(request, mapped)
+
+
+def _as_asked(request: Request[Any, Any, Any], details: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """`details` under the names that the caller knows parameters by, with the values that there are to choose from."""
+    parameters = request.route_handler.parsed_fn_signature.parameters
+    for field, sentence in details.items():
+        if field not in parameters:
+            yield field, sentence
+            continue
+        name = getattr(parameters[field].kwarg_definition, "name", None) or field
+        text = sentence.replace(_label(field), _label(name), 1)
+        if choices := ", ".join(str(value) for value in _literals(parameters[field].annotation)):
+            text = text.replace(_NO_CHOICE, f"must be one of: {choices}")
+        yield name, text
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _literals(part)
 
 
 def _any_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -171,6 +195,7 @@ _TYPES = {
     "str": "text",
     "array": "a list",
 }
+_NO_CHOICE = "is not one of the allowed values"
 _COMPARISONS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than", "==": "exactly"}
 
 
@@ -196,9 +221,11 @@ def _sentence(label: str, message: str) -> str:
     match = _EXPECTED.search(message)
     if match is None:
         choices = "Invalid enum value" in message
-        return f"{label} is not one of the allowed values" if choices else f"{label} is not valid"
+        return f"{label} {_NO_CHOICE}" if choices else f"{label} is not valid"
     expected, _, of_length, comparison, bound = match.groups()
     if comparison is not None:
+        if of_length and (comparison, bound) == (">=", "1"):
+            return f"{label} must not be empty"
         unit = " characters long" if of_length else ""
         return f"{label} must be {_COMPARISONS[comparison]} {bound}{unit}"
     kinds = [_TYPES.get(kind.strip(), "valid") for kind in expected.split("|") if kind.strip() != "null"]

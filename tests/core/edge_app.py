@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Litestar, Request, WebSocket
 from litestar.handlers import WebsocketRouteHandler
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import ServerSentEvent, Stream
 from litestar.types import Receive, Scope, Send
 
@@ -73,11 +73,15 @@ def build(prefix: str = "") -> list[Any]:
 
     @get(f"{prefix}/api/things/{{number:int}}")
     async def read_thing(
-        number: FromPath[int], limit: FromQuery[int], exact: FromQuery[bool] = False
+        number: FromPath[int],
+        limit: FromQuery[int],
+        exact: FromQuery[bool] = False,
+        order: FromQuery[Literal["up", "down"] | None] = None,
+        words: Annotated[str | None, QueryParameter(name="q", min_length=1)] = None,
     ) -> dict[str, Any]:
         if number == 404:
             raise ThingMissing
-        return {"number": number, "limit": limit, "exact": exact}
+        return {"number": number, "limit": limit, "exact": exact, "order": order, "words": words}
 
     @get(f"{prefix}/api/crash")
     async def crash() -> None:

@@ -44,6 +44,8 @@ async def test_parameters_are_named_in_good_sentences(client: httpx.AsyncClient)
     assert body["code"] == "invalid_parameter"
     assert body["error"] == "A parameter can't be read"
     assert body["details"] == {"limit": "Limit must be a whole number", "exact": "Exact must be true or false"}
+    wrong = (await client.get("/api/things/1?limit=1&order=left&q=")).json()
+    assert wrong["details"] == {"order": "Order must be one of: up, down", "q": "Q must not be empty"}
     missing = (await client.get("/api/things/1")).json()
     assert missing["details"] == {"limit": "Limit is required"}
 
