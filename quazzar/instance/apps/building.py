@@ -11,7 +11,7 @@ import psutil
 from quazzar.core.crypto import Keyring
 from quazzar.core.errors import Unavailable
 from quazzar.instance.apps.errors import AppUnreadable
-from quazzar.instance.apps.ports import pick_ports
+from quazzar.instance.apps.ports import is_listened_on, pick_ports
 from quazzar.instance.apps.room import Claim, claim_of
 from quazzar.instance.apps.schemas import AppCreate
 from quazzar.instance.apps.spec import AppSpec, RestartSpec
@@ -166,7 +166,7 @@ def _refusals(ports: Sequence[HeldPort], held: Iterable[HeldPort], reserved: Col
     seen: set[tuple[int, str]] = set()
     for port in ports:
         key = (port.host_port, port.protocol)
-        where = f"config.{port.field}" if port.field is not None else "ports"
+        where = _place(port)
         if key in taken:
             refusals[where] = f"Port {port.host_port} is held by another app"
         elif port.host_port in reserved and port.protocol == "tcp":
@@ -175,6 +175,16 @@ def _refusals(ports: Sequence[HeldPort], held: Iterable[HeldPort], reserved: Col
             refusals[where] = f"Port {port.host_port} is asked for twice"
         seen.add(key)
     return refusals
+
+
+def in_use(ports: Iterable[HeldPort]) -> dict[str, str]:
+    """Refusals of host ports that another program of this machine has at this moment."""
+    found = [port for port in ports if is_listened_on(port.host_port, port.protocol)]
+    return {_place(port): f"Port {port.host_port} is in use by another program" for port in found}
+
+
+def _place(port: HeldPort) -> str:
+    return f"config.{port.field}" if port.field is not None else "ports"
 
 
 def shown_ports(template: Template, spec: AppSpec, url: UrlOf) -> dict[str, Any]:

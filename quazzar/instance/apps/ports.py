@@ -1,5 +1,6 @@
 """Host ports of apps: which are wanted, which are free, and who holds them."""
 
+import errno
 import random
 import socket
 from collections.abc import Collection, Iterator
@@ -41,3 +42,18 @@ def is_free(port: int) -> bool:
             except OSError:
                 return False
     return True
+
+
+def is_listened_on(port: int, protocol: str) -> bool:
+    """Whether some program of this machine has the port; what can't be tried, such as port 80 without rights, is not.
+
+    Unlike for `is_free`, connections that are still closing don't count: an engine publishes over them.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM) as probe:
+        if protocol != "udp":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))  # noqa: S104 - apps publish on all addresses
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False

@@ -15,7 +15,7 @@ from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobKind, enqueue, wait_for
 from quazzar.core.records import audit
 from quazzar.instance.apps import changes_store, jobs, purging, room_store, store, trash_store
-from quazzar.instance.apps.building import Draft, draft_app, sealed_anew, url_of
+from quazzar.instance.apps.building import Draft, draft_app, in_use, sealed_anew, url_of
 from quazzar.instance.apps.errors import (
     AppBusy,
     AppNameTaken,
@@ -179,7 +179,7 @@ class AppService:
 
     async def plan_of(self, draft: Draft) -> Planned:
         """What `add` would do with a draft."""
-        name, refused = draft.row["name"], dict(draft.refusals)
+        name, refused = draft.row["name"], in_use(draft.held_ports) | draft.refusals
         if await store.find_name(self.session, name) is not None:
             refused["name"] = f"The name {name} is taken"
         found = await self.rooms(draft.claim)

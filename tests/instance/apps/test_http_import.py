@@ -1,5 +1,6 @@
 """A Compose file becomes an app: whole or not at all, and without showing what is secret in it."""
 
+import socket
 from typing import Any
 
 import httpx
@@ -202,6 +203,12 @@ async def test_a_dry_run_and_what_is_taken(app: RunningApp, admin: httpx.AsyncCl
     assert (planned["template"], planned["images"], planned["memory_limit_bytes"]) == (None, ["x:1"], 64 * 2**20)
     taken = await bring(admin, file)
     assert (taken.status_code, taken.json()["code"]) == (409, "port_taken")
+    with socket.create_server(("127.0.0.1", 0)) as foreign:
+        port = foreign.getsockname()[1]
+        file = f"services: {{a: {{image: x, ports: ['{port}:80', '{port}:53/udp']}}}}"
+        planned = (await bring(admin, file, "?dry_run=true")).json()
+        assert planned["refusals"] == {"ports": f"Port {port} is in use by another program"}
+    assert (await bring(admin, file, "?dry_run=true")).json()["refusals"] == {}
     named = await bring(admin, "services: {a: {image: x}}", name=other["name"])
     assert (named.status_code, named.json()["code"]) == (409, "app_name_taken")
     async with key_client(app, admin, ["apps:write"], resources=[other["id"]]) as client:
