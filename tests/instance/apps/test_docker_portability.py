@@ -588,3 +588,18 @@ def test_an_adopted_project_that_stands_still(host: Host, made: Made) -> None:
     for app_id in (app["id"], copy.json()["id"]):
         assert host.client.delete(f"/api/apps/{app_id}?purge=true").status_code == 204
     assert volume not in [one["Name"] for one in host.engine.ok("GET", "/volumes")["Volumes"] or []]
+
+
+def test_a_container_on_the_engines_own_bridge_gets_a_network_of_its_own(host: Host, made: Made) -> None:
+    container = made.run("web", {"NetworkMode": "bridge"}, StopSignal="SIGKILL")
+    host.engine.ok("POST", f"/containers/{container}/start")
+    answer = host.client.post("/api/apps/adopt", json={"project": made.project})
+    assert answer.status_code == 201, answer.text
+    app = answer.json()
+    assert (app["status"], host.containers(app["id"])) == ("running", []), "as it stands"
+    assert host.engine.ok("GET", f"/containers/{container}/json")["State"]["Running"]
+    host.client.post(f"/api/apps/{app['id']}/restart")
+    host.until(app["id"], "running")
+    (own,) = host.containers(app["id"])
+    assert list(own["NetworkSettings"]["Networks"]) == [f"{app['id']}_default"]
+    assert host.client.delete(f"/api/apps/{app['id']}?purge=true").status_code == 204

@@ -35,6 +35,8 @@ _NAMELESS: Final = re.compile(r"[0-9a-f]{64}")
 _IMAGE_ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{12,64}")
 _SHM_BYTES: Final = 64 * 1024 * 1024
 _READABLE_LOGS: Final = frozenset({"json-file", "local", "journald"})
+_NOBODYS: Final = frozenset({"host", "none", "bridge"})
+"""Networks that every engine has; who is on one says so with `network_mode`."""
 _ANYWHERE: Final = frozenset({"", "0.0.0.0"})  # noqa: S104 - compared with, not bound to
 
 
@@ -264,7 +266,7 @@ class _Found:
         own = {service, _name(container["Name"]), container["Id"][:12]}
         found: dict[str, Any] = {}
         for name, endpoint in ((container.get("NetworkSettings") or {}).get("Networks") or {}).items():
-            if name in {"host", "none"}:
+            if name in _NOBODYS:
                 continue
             network = names.get(endpoint.get("NetworkID") or "") or names.get(name)
             short = ((network or {}).get("Labels") or {}).get(_NETWORK)
