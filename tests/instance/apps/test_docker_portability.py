@@ -591,14 +591,15 @@ def test_an_adopted_project_that_stands_still(host: Host, made: Made) -> None:
 
 
 def test_a_container_on_the_engines_own_bridge_gets_a_network_of_its_own(host: Host, made: Made) -> None:
-    container = made.run("web", {"NetworkMode": "bridge"}, StopSignal="SIGKILL")
+    host.engine.ok("DELETE", f"/networks/{made.network}")
+    container = made.run("web", {"NetworkMode": "default"}, StopSignal="SIGKILL")
     host.engine.ok("POST", f"/containers/{container}/start")
     answer = host.client.post("/api/apps/adopt", json={"project": made.project})
     assert answer.status_code == 201, answer.text
     app = answer.json()
     assert (app["status"], host.containers(app["id"])) == ("running", []), "as it stands"
     assert host.engine.ok("GET", f"/containers/{container}/json")["State"]["Running"]
-    host.client.post(f"/api/apps/{app['id']}/restart")
+    assert host.client.post(f"/api/apps/{app['id']}/restart").json()["status"] == "restarting"
     host.until(app["id"], "running")
     (own,) = host.containers(app["id"])
     assert list(own["NetworkSettings"]["Networks"]) == [f"{app['id']}_default"]
