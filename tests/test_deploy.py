@@ -81,7 +81,8 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
         command = command.replace(there, here)
     url = "postgresql://quazzar:a'b$c=d@db/quazzar?x="
     (root / "etc/quazzar/panel.environment").write_text(
-        f'# ours\nQUAZZAR_DATABASE_URL="{url}"\n\nQUAZZAR_LOG_LEVEL=error\nno setting\nQUAZZAR_ALONE\n2X=3\nQUAZZAR_AUTH_SECRET_KEY=aB+/='
+        f'# ours\nQUAZZAR_DATABASE_URL="{url}"\n\nQUAZZAR_LOG_LEVEL=error\n'
+        "no setting\nQUAZZAR_ALONE\n2X=3\nQUAZZAR_AUTH_SECRET_KEY=aB+/="
     )
     told = subprocess.run(
         ["sh", "-c", command], env={"QUAZZAR_LOG_LEVEL": "debug"}, capture_output=True, text=True, check=True
