@@ -88,6 +88,7 @@ async def test_s21_unknown_name_and_wrong_password_are_the_same_answer(
     }
 
 
+@pytest.mark.slow
 async def test_s21_they_take_the_same_time(app: RunningApp, user: MadeUser, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PAIR", "ADDRESS", "ACCOUNT"):
         limit = getattr(guesses, name)

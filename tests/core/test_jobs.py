@@ -468,6 +468,7 @@ async def test_a_stale_worker_can_not_renew(database: Database) -> None:
     await connection.close()
 
 
+@pytest.mark.slow
 async def test_an_expired_lease_is_taken_over_even_when_its_owner_seems_alive(database: Database) -> None:
     """A machine that lost its power: its connection still looks open, but its heartbeat has stopped."""
     made = await make(database, note, word="x")

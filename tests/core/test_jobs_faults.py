@@ -206,6 +206,7 @@ async def test_a_stop_during_an_outage_is_quick_and_the_job_goes_on_later(
     assert (row["status"], row["attempts"], row["interruptions"]) == ("completed", 2, 1)
 
 
+@pytest.mark.slow
 async def test_a_frozen_connection_is_given_up(
     urls: DatabaseUrls, database: Database, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -550,6 +550,7 @@ async def test_a_survivor_is_watched_without_a_pidfd(
     assert server_processes(open_folder / "data") == []
 
 
+@pytest.mark.slow
 async def test_what_the_dead_owner_asked_for_is_given_up(make: Make, open_folder: Path) -> None:
     script = (
         "import asyncio,asyncpg,sys\n"
@@ -769,6 +770,7 @@ async def test_an_older_cluster_is_upgraded(make: Make, data_dir: Path) -> None:
     await check_upgraded(await embedded.start(), data_dir)
 
 
+@pytest.mark.slow
 async def test_a_kill_during_the_upgrade_loses_nothing(make: Make, open_folder: Path) -> None:
     folder = open_folder / "data"
     await fill_old_cluster(folder)
@@ -785,6 +787,7 @@ async def test_a_kill_during_the_upgrade_loses_nothing(make: Make, open_folder: 
     await check_upgraded(await make(folder).start(), folder)
 
 
+@pytest.mark.slow
 async def test_a_cancelled_upgrade_ends_its_programs_and_loses_nothing(make: Make, closed_folder: Path) -> None:
     data_dir = closed_folder / "data"
     await fill_old_cluster(data_dir)
@@ -800,6 +803,7 @@ async def test_a_cancelled_upgrade_ends_its_programs_and_loses_nothing(make: Mak
     await check_upgraded(await make(data_dir).start(), data_dir)
 
 
+@pytest.mark.slow
 async def test_a_failed_upgrade_leaves_the_old_cluster(make: Make, open_folder: Path) -> None:
     folder = open_folder / "data"
     await fill_old_cluster(folder)

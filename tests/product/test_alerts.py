@@ -16,7 +16,7 @@ from tests.product.process import Product, product
 from tests.product.test_link import Machine, hello, until
 from tests.webhooks.receiver import Receiver, receiving, verify
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 ALERTS = "/panel/api/fleet/alerts"
 

@@ -53,6 +53,7 @@ def instance(panel: Product, owner: dict[str, str], tmp_path_factory: pytest.Tem
         yield running
 
 
+@pytest.mark.slow
 def test_a_server_joins_by_its_token_at_its_start_and_stays_out_once_it_has_left(
     panel: Product, owner: dict[str, str], instance: Product
 ) -> None:

@@ -26,7 +26,7 @@ from tests.factories.apps import engine_of, unique
 from tests.factories.halves import Halves, both_halves, until
 from tests.product.forwarder import Forwarder
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 MEMORY = "metrics/history?range=1h&step=10&metric=memory_percent"
 STEP_SECONDS = 30

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.product.process import product
 
@@ -35,6 +36,7 @@ def test_metrics_are_served_on_a_port_of_their_own(tmp_path: Path) -> None:
         assert one.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -15,7 +15,12 @@ from tests.components import wait_for
 from tests.factories.apps import unique
 from tests.product.scene import Scene
 
-pytestmark = [pytest.mark.component("docker"), pytest.mark.component("docker-registry"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.component("docker"),
+    pytest.mark.component("docker-registry"),
+    pytest.mark.timeout(600),
+]
 
 
 class Before:

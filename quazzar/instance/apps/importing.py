@@ -20,6 +20,9 @@ from quazzar.instance.templates.template import Template
 
 Config = dict[str, Any]
 
+PROJECT = "COMPOSE_PROJECT_NAME"
+"""Compose fills in what it calls the project, which here is the app."""
+
 
 async def create(apps: AppService, data: AppImport) -> FullAppRow:
     """Write the app down and have it installed.
@@ -55,8 +58,9 @@ def _place(name: str) -> str:
 
 def read_file(data: AppImport) -> tuple[Template, Config]:
     """The file as a template without secrets, and the config that holds them. Raises `ComposeInvalid`."""
-    # Compose fills in what it calls the project, which here is the app.
-    env = {"COMPOSE_PROJECT_NAME": data.name} | data.env
+    env = data.env
+    if PROJECT in data.compose:
+        env = {PROJECT: data.name} | env
     try:
         template = parse_compose(data.compose, name=data.name, env=env, trusted=data.trusted)
     except TemplateInvalid as error:

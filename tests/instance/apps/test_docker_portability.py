@@ -21,7 +21,7 @@ from tests.instance.apps.runtimes.conftest import free_port
 from tests.instance.apps.test_docker import Host, open_terminal, read_until
 from tests.product.process import product
 
-pytestmark = [pytest.mark.component("docker"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.component("docker"), pytest.mark.timeout(300)]
 
 SECRET = 'it\'s $ecret ${not} \\ "x"'
 

@@ -12,7 +12,7 @@ from tests.factories.apps import unique
 from tests.instance.apps.test_docker import Host
 from tests.product.process import product
 
-pytestmark = [pytest.mark.component("docker"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.component("docker"), pytest.mark.timeout(300)]
 
 SHOP = """\
 x-quazzar:

@@ -130,6 +130,7 @@ def no_room(answer: httpx.Response, *resources: str) -> None:
         assert "available" in sentence
 
 
+@pytest.mark.slow
 async def test_every_way_to_an_app_is_refused(app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine) -> None:
     slug = await small(admin)
     made = await install(admin, slug)
@@ -305,6 +306,7 @@ async def test_an_update_needs_room_for_new_images_and_a_copy_of_the_data(
     assert (await until(admin, made["id"], "running", seconds=30))["version"] == "2.0"
 
 
+@pytest.mark.slow
 async def test_the_way_back_is_never_refused(app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine) -> None:
     """It ran like that before, and what runs now may not be well."""
     slug = await small(admin, "512m")

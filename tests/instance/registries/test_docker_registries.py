@@ -12,7 +12,12 @@ from tests.components import DockerEngine, FaultyLine, Registry, docker_engine, 
 from tests.factories.apps import TRANSITIONAL, unique
 from tests.product.process import Product, product
 
-pytestmark = [pytest.mark.component("docker"), pytest.mark.component("docker-registry"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.component("docker"),
+    pytest.mark.component("docker-registry"),
+    pytest.mark.timeout(300),
+]
 
 USERS = {"bob": "$2b$04$8Rnx2jpj3CG1em0w9DppjusmoJiP8p4vvgaHuXYqF0js2kB0fkHya"}
 PASSWORD = "secret-of-bob"

@@ -17,6 +17,7 @@ from tests.components import DockerEngine, Registry, docker_engine, link_between
 from tests.instance.apps.runtimes.conftest import IMAGE, Progress, app_spec, until
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.component("docker"),
     pytest.mark.component("docker-registry"),
     pytest.mark.timeout(300),

@@ -390,6 +390,7 @@ async def test_tidying_takes_what_was_left_and_not_what_is_used(docker: DockerLa
     assert doors(docker) == []
 
 
+@pytest.mark.slow
 @pytest.mark.component("docker")
 async def test_an_engine_that_dies_or_freezes_in_a_copy_is_told(
     docker: DockerLab, monkeypatch: pytest.MonkeyPatch
