@@ -190,7 +190,9 @@ async def test_the_server_is_small_durable_and_not_on_the_network(running: Embed
     assert settings["listen_addresses"] == ""
     assert dict(database or {}) == {"provider": "b", "datlocale": "C.UTF-8", "encoding": "UTF8"}
     server = psutil.Process(running.pid)
-    assert [part for process in [server, *server.children()] for part in process.net_connections("inet")] == []
+    for process in (server, *server.children()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # those that serve a connection end with it
+            assert process.net_connections("inet") == []
 
 
 async def test_the_server_belongs_to_its_user_alone(running: EmbeddedPostgres, open_folder: Path) -> None:
