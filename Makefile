@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= .data
-WORKERS ?= 2
+# Tests wait more than they work, and what CI says should not depend on what runs beside it.
+WORKERS ?= $(if $(CI),2,4)
 ARGS ?=
 # One resolution for every Python and platform, with hashes and without any address.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ import asyncpg
 import httpx
 import pytest
 import structlog
+from argon2 import PasswordHasher
 
 from quazzar.app import Application, create_app
+from quazzar.core import passwords
 from quazzar.core.crypto import Keyring, parse_keys
 from quazzar.core.db import Database
 from quazzar.core.migrations import upgrade
@@ -100,6 +102,16 @@ async def database(database_urls: DatabaseUrls) -> AsyncIterator[Database]:
     database = Database(database_urls.app, pool_size=10)
     yield database
     await database.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_passwords(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hashes cost next to nothing but where they are what is tested: thousands of tests log somebody in."""
+    name = request.module.__name__
+    with pytest.MonkeyPatch.context() as patch:
+        if not name.startswith(("tests.accounts.", "tests.core.")):
+            patch.setattr(passwords, "_HASHER", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        yield
 
 
 @pytest.fixture(scope="session")
