@@ -185,7 +185,7 @@ async def _lock(apps: AppService, app_id: str) -> changes_store.Settled:
     if settled is None:
         raise AppNotFound
     if settled.status not in _SETTLED:
-        raise AppBusy(f"The app is {settled.status}; wait until that is done")
+        raise AppBusy.with_status(settled.status)
     if settled.held.installed_at is None:
         raise AppNotInstalled
     if await changes_store.has_change(apps.session, app_id):

@@ -286,5 +286,5 @@ async def begin_check(apps: AppService, app_id: str) -> str:
     if app is None:
         raise AppNotFound
     if app.status not in updates_store.AT_REST or app.installed_at is None:
-        raise AppBusy(f"The app is {app.status}; wait until that is done")
+        raise AppBusy.with_status(app.status)
     return await enqueue(apps.session, check_update, subject=app_id, app_id=app_id)

@@ -72,7 +72,7 @@ async def _draft(apps: AppService, app_id: str, data: AppClone) -> tuple[clone_s
     if source.held.installed_at is None:
         raise AppNotInstalled
     if source.status in TRANSITIONAL:
-        raise AppBusy(f"The app is {source.status}; wait until that is done")
+        raise AppBusy.with_status(source.status)
     if await changes_store.has_change(apps.session, app_id):
         raise ChangePending
     app = source.held

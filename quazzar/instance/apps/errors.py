@@ -24,6 +24,11 @@ class AppBusy(Conflict):
     code = "app_busy"
     message = "Another operation on this app is still running"
 
+    @classmethod
+    def with_status(cls, status: str) -> "AppBusy":
+        """Of an app in a transitional status."""
+        return cls(f"The app is {status}; wait until that is done")
+
 
 class ChangePending(AppBusy):
     """Its containers and its data may be half of the one state and half of the other."""

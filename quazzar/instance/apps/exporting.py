@@ -125,7 +125,7 @@ async def _read(
         if wanted.data and found.held.installed_at is None:
             raise AppNotInstalled
         if wanted.data and found.status in TRANSITIONAL:
-            raise AppBusy(f"The app is {found.status}; wait until that is done")
+            raise AppBusy.with_status(found.status)
         if wanted.data and await changes_store.has_change(session, app_id):
             raise ChangePending
         if wanted.data or (secrets and found.held.secrets is not None):

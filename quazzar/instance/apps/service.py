@@ -353,7 +353,7 @@ class AppService:
         app = await store.get_state(self.session, app_id)
         if app is None:
             raise AppNotFound
-        raise AppBusy(f"The app is {app.status}; wait until that is done")
+        raise AppBusy.with_status(app.status)
 
     async def id_of(self, app: str) -> str:
         """The id of an app that is meant by its name or its id. Raises `AppNotFound`."""
