@@ -93,19 +93,10 @@ def draft_app(
 def claim_by(
     template: Template, config: Config, resources: Mapping[str, Any], *, known_images: Collection[str] = ()
 ) -> Claim:
-    """What an app of this template and config reserves: limits that only we would set count nothing.
-
-    What its owner asks for counts whole, though the machine has less, so that it can be refused.
-    """
+    """What an app of this template and config reserves: limits that only we would set count nothing."""
     asked = _limits(resources)
     spec = render(template, config, app_id="", project="", resources=asked)
-    claim = claim_of(spec, template.needs, known_images=known_images)
-    services = len(spec.services)
-    return msgspec.structs.replace(
-        claim,
-        memory_limit_bytes=max(claim.memory_limit_bytes, services * (asked.memory_bytes or 0)),
-        cpus=max(claim.cpus, services * (asked.cpus or 0)),
-    )
+    return claim_of(spec, template.needs, asked=asked, known_images=known_images)
 
 
 def plain_spec(app: Held, keyring: Keyring) -> AppSpec:

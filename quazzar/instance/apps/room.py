@@ -18,6 +18,7 @@ import structlog
 from quazzar.core.errors import Unavailable
 from quazzar.instance.apps.runtimes.base import Machine, Runtime, RuntimeFailure, free_bytes
 from quazzar.instance.apps.spec import AppSpec
+from quazzar.instance.templates.rendering import Limits
 from quazzar.instance.templates.template import Needs
 from quazzar.settings import Apps
 
@@ -70,12 +71,15 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def claim_of(spec: AppSpec, needs: Needs, *, known_images: Collection[str] = ()) -> Claim:
+def claim_of(spec: AppSpec, needs: Needs, *, asked: Limits | None = None, known_images: Collection[str] = ()) -> Claim:
     """What an app reserves, by its spec without limits of our own choosing; `known_images` are on the disk already.
 
-    A limit above what this machine has limits nothing, and counts as all that there is.
+    A limit above what this machine has limits nothing, and counts as all that there is; but one that the app's owner
+    has `asked` for counts whole, so that it can be refused.
     """
-    memory, cores = psutil.virtual_memory().total, psutil.cpu_count() or 1
+    asked = asked or Limits()
+    memory = max(psutil.virtual_memory().total, asked.memory_bytes or 0)
+    cores = max(psutil.cpu_count() or 1, asked.cpus or 0)
     limits = [service.resources for service in spec.services]
     reserved = sum(one.memory_reservation_bytes or 0 for one in limits)
     limited = sum(min(one.memory_bytes or one.memory_reservation_bytes or 0, memory) for one in limits)
