@@ -1,7 +1,7 @@
 """The error envelope: every answer of 400 or more, from whichever layer, has this one shape."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import asyncpg
@@ -13,6 +13,7 @@ from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import Scope
+from litestar.typing import FieldDefinition
 
 from quazzar.core.errors import (
     AppError,
@@ -82,34 +83,13 @@ def _app_error(request: Request[Any, Any, Any], error: AppError) -> Response[byt
 
 
 def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    mapped = from_http_exception(error)
+    if isinstance(error, ValidationException):
+        mapped: AppError = _invalid_parameter(error, request.route_handler.parsed_fn_signature.parameters)
+    else:
+        mapped = from_http_exception(error)
     if mapped.status >= 500:
         _log_fault(request, error)
-    if isinstance(error, ValidationException):
-        mapped.details = dict(_as_asked(request, mapped.details))
     return _respond(request, mapped)
-
-
-def _as_asked(request: Request[Any, Any, Any], details: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """`details` under the names that the caller knows parameters by, with the values that there are to choose from."""
-    parameters = request.route_handler.parsed_fn_signature.parameters
-    for field, sentence in details.items():
-        if field not in parameters:
-            yield field, sentence
-            continue
-        name = getattr(parameters[field].kwarg_definition, "name", None) or field
-        text = sentence.replace(_label(field), _label(name), 1)
-        if choices := ", ".join(str(value) for value in _literals(parameters[field].annotation)):
-            text = text.replace(_NO_CHOICE, f"must be one of: {choices}")
-        yield name, text
-
-
-def _literals(annotation: Any) -> Iterator[Any]:
-    if get_origin(annotation) is Literal:
-        yield from get_args(annotation)
-    else:
-        for part in get_args(annotation):
-            yield from _literals(part)
 
 
 def _any_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -177,7 +157,7 @@ def from_http_exception(error: HTTPException) -> AppError:
         case 503:
             return Unavailable()
         case status if 400 <= status < 500:
-            return _invalid_parameter(error)
+            return _invalid_parameter(error, {})
         case _:
             return AppError()
 
@@ -195,33 +175,54 @@ _TYPES = {
     "str": "text",
     "array": "a list",
 }
-_NO_CHOICE = "is not one of the allowed values"
 _COMPARISONS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than", "==": "exactly"}
 
 
-def _invalid_parameter(error: HTTPException) -> BadRequest:
+def _invalid_parameter(error: HTTPException, parameters: Mapping[str, FieldDefinition]) -> BadRequest:
+    """With `parameters`, those of the handler, each is told under the name that the caller knows it by."""
     details: dict[str, str] = {}
     if missing := _MISSING.search(error.detail):
-        details[missing[2]] = f"{_label(missing[2])} is required"
+        name = _asked_name(missing[2], parameters)
+        details[name] = f"{_label(name)} is required"
     elif isinstance(error, ValidationException) and isinstance(error.extra, list):
         for problem in error.extra:
             field = str(problem.get("key", ""))
             if field == "data":  # the framework's name for the body of a request that sent none
                 return InvalidJson("The body is empty")
-            details[field] = _sentence(_label(field), str(problem.get("message", "")))
+            name = _asked_name(field, parameters)
+            choices = list(_literals(parameters[field].annotation)) if field in parameters else []
+            details[name] = _sentence(_label(name), str(problem.get("message", "")), choices)
     return BadRequest("A parameter can't be read" if details else None, details=details)
+
+
+def _asked_name(field: str, parameters: Mapping[str, FieldDefinition]) -> str:
+    definition = parameters[field].kwarg_definition if field in parameters else None
+    return getattr(definition, "name", None) or field
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _literals(part)
 
 
 def _label(name: str) -> str:
     return name.rpartition(".")[2].replace("_", " ").replace("-", " ").capitalize() or "Value"
 
 
-def _sentence(label: str, message: str) -> str:
-    """One sentence about a parameter from the validator's message, which speaks of Python's types."""
+def _sentence(label: str, message: str, choices: Sequence[Any]) -> str:
+    """One sentence about a parameter from the validator's message, which speaks of Python's types. `choices` are the
+    values that there are, where they are known.
+    """
     match = _EXPECTED.search(message)
     if match is None:
-        choices = "Invalid enum value" in message
-        return f"{label} {_NO_CHOICE}" if choices else f"{label} is not valid"
+        if "Invalid enum value" not in message:
+            return f"{label} is not valid"
+        if not choices:
+            return f"{label} is not one of the allowed values"
+        return f"{label} must be one of: {', '.join(map(str, choices))}"
     expected, _, of_length, comparison, bound = match.groups()
     if comparison is not None:
         if of_length and (comparison, bound) == (">=", "1"):
