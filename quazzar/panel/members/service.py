@@ -16,7 +16,7 @@ from quazzar.invitations.schemas import InvitationLink
 from quazzar.invitations.service import InvitationService
 from quazzar.invitations.store import Place
 from quazzar.mail.service import mail_configured, send_mail_of
-from quazzar.panel.fleet.service import known_ids, revoke_tokens_of
+from quazzar.panel.fleet.service import known_ids
 from quazzar.panel.members import store
 from quazzar.panel.members.errors import LastOwner, MemberExists, MemberNotFound, MemberOfParent
 from quazzar.panel.members.events import MemberInvited, MemberRemoved, MemberUpdated
@@ -24,7 +24,7 @@ from quazzar.panel.members.schemas import MemberInvite, MemberInvitedOut, Member
 from quazzar.panel.roles.service import RoleService
 from quazzar.panel.tenants.errors import PermissionExceeded
 from quazzar.panel.tenants.permissions import OWNER, is_within
-from quazzar.panel.tenants.service import TenantService
+from quazzar.panel.tenants.service import TenantService, take_back
 
 WRITE = "members:write"
 
@@ -196,14 +196,9 @@ class MemberService:
             await set_scope(session, tenant=client_id, user=me)
             place = await store.get_member_of(session, client_id, user_id)
             if place is None or place.parent_id is not None:
-                await self._take_back_in(client_id, user_id)
+                await take_back(session, self._accounts.settings, client_id, user_id)
         await set_scope(session, tenant=self._tenant_id, user=me)
-        await self._take_back_in(self._tenant_id, user_id)
-
-    async def _take_back_in(self, tenant_id: str, user_id: str) -> None:
-        place = Place("panel", tenant_id)
-        await InvitationService(self._session, self._accounts.settings, place).revoke_of(user_id)
-        await revoke_tokens_of(self._session, tenant_id, user_id)
+        await take_back(session, self._accounts.settings, self._tenant_id, user_id)
 
     async def _get(self, member_id: str) -> Any:
         """A member or an open invitation, locked. Raises `MemberNotFound`."""

@@ -28,6 +28,7 @@ from quazzar.panel.tenants.errors import (
 )
 from quazzar.panel.tenants.permissions import OWNER, common, permissions_of
 from quazzar.panel.tenants.schemas import OwnTenantOut, TenantCreate, TenantOut, TenantUpdate
+from quazzar.settings import Settings
 
 MOST_OWNED: Final = 50
 """How many tenants one user may own; client tenants count for whoever made them."""
@@ -141,6 +142,16 @@ class TenantService:
         return common(principal.scopes, permissions_of(client.parent_access))
 
 
+async def take_back(session: AsyncSession, settings: Settings, tenant_id: str, user_id: str) -> None:
+    """What a user has made in the tenant to let others in, or themselves again; the transaction's scope must be the
+    tenant.
+    """
+    from quazzar.panel.fleet.service import revoke_tokens_of  # noqa: PLC0415 - that needs this one
+
+    await InvitationService(session, settings, InvitedTo("panel", tenant_id)).revoke_of(user_id)
+    await revoke_tokens_of(session, tenant_id, user_id)
+
+
 def _may_enter(granted: frozenset[str], resources: Any, parent_access: str) -> bool:
     """Whether a member of the parent may work in a client tenant: not one who is bound to some instances."""
     allowed = CLIENTS_ACCESS in granted or "*" in granted
@@ -225,28 +236,28 @@ class OwnTenantService:
                 raise Forbidden("This needs the scope clients:write", code="scope_missing")
             await set_scope(self._session, tenant=tenant_id, user=self._principal.user_id)
         else:
-            await self._reach(tenant_id, needed)
+            return await self._reach(tenant_id, needed)
         tenant = await store.get_tenant(self._session, tenant_id, lock=True)
         if tenant is None:
             raise TenantNotFound
         return tenant
 
-    async def _reach(self, tenant_id: str, needed: str) -> None:
-        """Another tenant of the caller's: their session could switch to it, so it need not for this."""
+    async def _reach(self, tenant_id: str, needed: str) -> Any:
+        """Another tenant of the caller's, locked: their session could switch to it, so it need not for this."""
         me = self._principal
         if me.key_id is not None:
             raise TenantNotFound
         await set_scope(self._session, tenant=tenant_id, user=me.user_id)
-        tenants = TenantService(self._session)
         # Locked before, so that whoever is put out, or may do less, at this very moment does nothing more.
-        await tenants.lock(tenant_id)
-        place = await tenants.place(tenant_id, me.user_id)
+        tenant = await store.get_tenant(self._session, tenant_id, lock=True)
+        place = await TenantService(self._session).place(tenant_id, me.user_id)
         if place is None or place.tenant.comes_from is not None:
             raise TenantNotFound
         if place.resources is not None:
             raise PermissionExceeded
         if not scope_within(needed, place.permissions):
             raise Forbidden(f"This needs the scope {needed} in that organization", code="scope_missing")
+        return tenant
 
     async def update(self, tenant_id: str, data: TenantUpdate) -> TenantOut:
         """Change what was sent. Raises `TenantNotFound`, `ParentAccessForeign`, `NotAnMsp`, `TenantHasClients`."""
@@ -279,14 +290,13 @@ class OwnTenantService:
         """What others than its own members have made to let somebody in, or themselves again: by now they may not make
         it any more, or could make it anew.
         """
-        from quazzar.panel.fleet.service import makers_of_tokens, revoke_tokens_of  # noqa: PLC0415 - they need this one
+        from quazzar.panel.fleet.service import makers_of_tokens  # noqa: PLC0415 - that needs this one
 
-        session = self._session
-        invitations = InvitationService(session, self._accounts.settings, InvitedTo("panel", tenant_id))
+        session, settings = self._session, self._accounts.settings
+        invitations = InvitationService(session, settings, InvitedTo("panel", tenant_id))
         makers = {row.invited_by for row in await invitations.find()} | await makers_of_tokens(session, tenant_id)
         for user_id in makers - await store.find_own(session, tenant_id) - {None}:
-            await invitations.revoke_of(user_id)
-            await revoke_tokens_of(session, tenant_id, user_id)
+            await take_back(session, settings, tenant_id, user_id)
 
     async def _check_access(self, tenant: Any) -> None:
         """Only a client's own members decide what its parent may do; the parent can't help itself to more."""
