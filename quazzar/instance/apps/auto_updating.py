@@ -7,7 +7,7 @@ one transaction. A window that passed while nothing ran is not made up for.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -86,20 +86,17 @@ class AutoUpdater:
     async def _look_often(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            # What goes wrong with the one is nothing that the other waits for.
-            for look in (self._look_at_catalogue, self._look_now):
-                try:
-                    await look()
-                except (SQLAlchemyError, OSError, TimeoutError) as error:
-                    log.warning("apps.auto_update_failed", error=type(error).__name__)
-                except Exception as error:
-                    log.error("apps.auto_update_failed", exc_info=error)
+            await self._attempt(look_at_catalogue, self._transaction)
+            await self._attempt(self.look, datetime.now(UTC))
 
-    async def _look_at_catalogue(self) -> None:
-        await look_at_catalogue(self._transaction)
-
-    async def _look_now(self) -> None:
-        await self.look(datetime.now(UTC))
+    async def _attempt(self, look: Callable[..., Awaitable[object]], given: object) -> None:
+        """What goes wrong with the one look is nothing that the other waits for."""
+        try:
+            await look(given)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("apps.auto_update_failed", error=type(error).__name__)
+        except Exception as error:
+            log.error("apps.auto_update_failed", exc_info=error)
 
     async def look(self, now: datetime) -> str | None:
         """Begin at most one update, and none while one is being made; gives the id of the app."""
