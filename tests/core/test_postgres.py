@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -587,6 +588,31 @@ async def test_of_two_starts_at_once_one_wins(make: Make, open_folder: Path) -> 
     for sentence in refused:
         assert f"(process {os.getpid()}) is running on {open_folder / 'data'}" in sentence
         assert "\n" not in sentence
+
+
+async def test_who_only_looks_at_the_lock_keeps_no_start_from_it(make: Make, open_folder: Path) -> None:
+    lock = open_folder / "data" / "postgres" / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        start = asyncio.create_task(make(open_folder / "data").start())
+        await asyncio.sleep(0.3)
+        assert not start.done()
+        fcntl.flock(looking, fcntl.LOCK_UN)
+        await start
+
+
+async def test_who_has_only_just_taken_the_lock_is_named(make: Make, open_folder: Path) -> None:
+    lock = open_folder / "data" / "postgres" / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        start = asyncio.create_task(make(open_folder / "data").start())
+        await asyncio.sleep(0.3)
+        holder.write("4711\n")
+        holder.flush()
+        with pytest.raises(PostgresError, match=r"^Another Quazzar \(process 4711\) is running on "):
+            await start
 
 
 async def test_a_second_process_is_refused_and_told_the_address(running: EmbeddedPostgres, open_folder: Path) -> None:

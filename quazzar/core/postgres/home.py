@@ -44,6 +44,8 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+")  # neither PostgreSQL's lists nor
 _UNQUOTABLE = re.compile("[\"'`$\\\\\n]")
 
 _LOG_BYTES = 8 * 1024 * 1024
+_LOCK_TRIES = 10
+_LOCK_PAUSE = 0.1
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -192,15 +194,20 @@ class Home:
     def _take_lock(self) -> None:
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-            os.close(fd)
-            raise PostgresError(
-                f"Another Quazzar{f' (process {holder})' if holder else ''} is running on {self._data_dir}:"
-                " stop it first, or choose another data folder with --data-dir."
-            ) from None
-        except OSError:
+            # One that has only just taken it has not written its number yet, and `in_use` holds it for a moment.
+            for _ in range(_LOCK_TRIES):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(_LOCK_PAUSE)
+            else:
+                holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+                raise PostgresError(
+                    f"Another Quazzar{f' (process {holder})' if holder else ''} is running on {self._data_dir}:"
+                    " stop it first, or choose another data folder with --data-dir."
+                )
+        except BaseException:
             os.close(fd)
             raise
         self._lock = fd
