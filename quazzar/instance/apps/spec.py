@@ -6,12 +6,15 @@ import msgspec
 
 
 class PortSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A published port. `host_port` is fixed before the spec reaches a driver (`auto` is resolved by then)."""
+    """A published port. `host_port` is fixed before the spec reaches a driver (`auto` is resolved by then).
+
+    Without a `host_ip` it is published on all addresses of the host, those of IPv6 too; `0.0.0.0` is all of IPv4.
+    """
 
     container_port: int
     host_port: int
     protocol: Literal["tcp", "udp"] = "tcp"
-    host_ip: str = "0.0.0.0"  # noqa: S104 - publishing is what a port of an app is for
+    host_ip: str = ""
 
 
 class MountSpec(msgspec.Struct, frozen=True, kw_only=True):

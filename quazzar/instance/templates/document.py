@@ -23,7 +23,7 @@ TOP_KEYS = ("name", "version", *SECTIONS)
 NamePort = Callable[[str, str, str], str]
 """Service, container port and protocol → the text that stands for a host port that is yet to be found."""
 
-_WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
+_WILDCARDS = {"", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
 
 
 @dataclass(slots=True, frozen=True)

@@ -19,7 +19,7 @@ _LIMITS: Final = ("mem_limit", "mem_reservation", "cpus", "pids_limit", "deploy"
 _FILES: Final = {"configs": "/", "secrets": "/run/secrets/"}
 _BOOLEANS: Final = frozenset({"read_only", "init", "internal", "required", "disable", "restart"})
 _DEFAULT_PIDS: Final = ResourceSpec().pids
-_ANYWHERE: Final = "0.0.0.0"  # noqa: S104 - what a port without an address is published on
+_OTHER_BREAKS: Final = frozenset("\x85\u2028\u2029")
 
 
 def compose_file(
@@ -196,7 +196,7 @@ def _port(filler: _Filler, port: Any) -> Any:
     """The short form of the long one that a template keeps: not every Compose takes the same types in that."""
     target, published = filler.text(str(port["target"])), filler.text(str(port["published"]))
     protocol, address = filler.text(str(port.get("protocol", "tcp"))), filler.text(str(port.get("host_ip", "")))
-    where = f"[{address}]:" if ":" in address else f"{address}:" if address not in {"", _ANYWHERE} else ""
+    where = f"[{address}]:" if ":" in address else f"{address}:" if address else ""
     return f"{where}{published}:{target}" + ("/udp" if protocol == "udp" else "")
 
 
@@ -266,7 +266,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent(dumper: yaml.SafeDumper, value: _Quoted) -> yaml.ScalarNode:
-    style = "|" if "\n" in value.rstrip("\n") else '"'
+    # Other signs that end a line would stand in a block as they are, where no reader keeps them.
+    is_block = "\n" in value.rstrip("\n") and _OTHER_BREAKS.isdisjoint(value)
+    style = "|" if is_block else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", str(value), style=style)
 
 

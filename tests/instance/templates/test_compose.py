@@ -110,6 +110,7 @@ def port(container: int, host: int, **more: str) -> PortSpec:
         ('["8080:80"]', [port(80, 8080)]),
         ('["8080:80/UDP"]', [port(80, 8080, protocol="udp")]),
         ('["127.0.0.1:8080:80/udp"]', [port(80, 8080, host_ip="127.0.0.1", protocol="udp")]),
+        ('["0.0.0.0:8080:80"]', [port(80, 8080, host_ip="0.0.0.0")]),
         ('["[::1]:8080:80"]', [port(80, 8080, host_ip="::1")]),
         ('["8000-8002:9000-9002/tcp"]', [port(9000, 8000), port(9001, 8001), port(9002, 8002)]),
         ("[8080:80]", [port(80, 8080)]),  # no sexagesimal number

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quazzar.instance.apps.spec import AppSpec, RestartSpec
@@ -146,6 +146,7 @@ def test_what_this_platform_was_told_is_in_the_file(template: Template) -> None:
 
 
 @given(values=st.dictionaries(st.text("ABCdef_", min_size=1, max_size=8), TEXT, max_size=6), comment=st.just(["x"]))
+@example(values={"A": "a\nb\x85c", "B": "a\nb\u2028c"}, comment=["x"])
 def test_every_string_is_read_as_it_was_written(values: dict[str, str], comment: list[str]) -> None:
     document = {"a": values, "b": list(values.values()), "n": 1, "t": True, "none": None}
     text = yaml_text(document, comment=comment)

@@ -14,9 +14,15 @@ from quazzar.instance.apps.runtimes.base import LINE_LIMIT_BYTES, RuntimeFailure
 from quazzar.instance.apps.runtimes.engine.failures import failure
 from quazzar.instance.apps.runtimes.engine.images import _Layers
 from quazzar.instance.apps.runtimes.engine.logs import Line, LineReader, Memory, merged
-from quazzar.instance.apps.runtimes.engine.objects import Sample, cpu_percent, sample, service_stats
+from quazzar.instance.apps.runtimes.engine.objects import (
+    Sample,
+    container_config,
+    cpu_percent,
+    sample,
+    service_stats,
+)
 from quazzar.instance.apps.runtimes.memory import MemoryRuntime
-from quazzar.instance.apps.spec import AppSpec, NetworkSpec, RestartSpec, ServiceSpec
+from quazzar.instance.apps.spec import AppSpec, NetworkSpec, PortSpec, RestartSpec, ServiceSpec
 
 SECOND = 1_790_000_000
 STAMP = "2026-09-21T14:13:20"
@@ -325,6 +331,19 @@ def test_the_digest_of_a_service_changes_with_what_makes_its_container() -> None
         digest(web),
     }
     assert len(others) == 6
+
+
+def test_what_a_service_leaves_open_is_left_to_the_engine() -> None:
+    ports = (PortSpec(container_port=80, host_port=8080), PortSpec(container_port=81, host_port=81, host_ip="0.0.0.0"))
+    service = ServiceSpec(name="web", image="x", entrypoint=(), ports=ports)
+    config = container_config(service, container_labels={}, volumes=[])
+    # One empty string instead would take the image's command away too, and there would be nothing to run.
+    assert (config["Entrypoint"], "Cmd" in config) == ([], False)
+    # Without an address the engine publishes by IPv6 too.
+    assert config["HostConfig"]["PortBindings"] == {
+        "80/tcp": [{"HostIp": "", "HostPort": "8080"}],
+        "81/tcp": [{"HostIp": "0.0.0.0", "HostPort": "81"}],
+    }
 
 
 def test_the_config_says_which_driver() -> None:

@@ -107,8 +107,8 @@ def container_config(
     config: dict[str, Any] = {
         "Image": service.image,
         "Cmd": list(service.command) if service.command is not None else None,
-        # One empty string is the engine's way to say: none, not even that of the image.
-        "Entrypoint": list(service.entrypoint or ("",)) if service.entrypoint is not None else None,
+        # An empty list is none, not even that of the image, whose command then runs by itself.
+        "Entrypoint": list(service.entrypoint) if service.entrypoint is not None else None,
         "Env": [f"{name}={value}" for name, value in service.environment.items()],
         "Labels": dict(container_labels),
         "User": service.user,

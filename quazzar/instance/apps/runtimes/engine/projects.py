@@ -37,7 +37,6 @@ _SHM_BYTES: Final = 64 * 1024 * 1024
 _READABLE_LOGS: Final = frozenset({"json-file", "local", "journald"})
 _NOBODYS: Final = frozenset({"host", "none", "bridge"})
 """Networks that every engine has; who is on one says so with `network_mode`."""
-_ANYWHERE: Final = frozenset({"", "0.0.0.0"})  # noqa: S104 - compared with, not bound to
 
 
 async def survey(engine: Engine, images: Images, project: str) -> Project | None:
@@ -389,7 +388,7 @@ def _ports(container: Mapping[str, Any]) -> list[dict[str, Any]]:
                 published = next((found["HostPort"] for found in (now.get(key) or ())[at:]), "")
             port = {"target": int(target), "protocol": protocol or "tcp"}
             port |= {"published": published} if published else {}
-            port |= {"host_ip": one["HostIp"]} if one.get("HostIp") not in _ANYWHERE else {}
+            port |= {"host_ip": one["HostIp"]} if one.get("HostIp") else {}
             written.append(port)
     return written
 
