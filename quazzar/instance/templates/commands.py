@@ -25,6 +25,8 @@ class Word(NamedTuple):
     node: Node
     path: str
     parts: Parts
+    is_bare: bool = False
+    """Whether it stands in a line without quotes, where a shell and Compose would split what is filled in."""
 
 
 def read_words(reader: Reader, node: Node, path: str) -> Iterator[Word]:
@@ -36,8 +38,8 @@ def read_words(reader: Reader, node: Node, path: str) -> Iterator[Word]:
         except ValueError as error:
             reader.problem(path, node.line, f"{last(path)} {error}")
             return
-        for word in words:
-            yield Word(node, path, word)
+        for word, is_bare in words:
+            yield Word(node, path, word, is_bare)
         return
     for item, where in reader.sequence(node, path, "a string or a list of strings"):
         if not isinstance(item, Scalar) or not isinstance(item.value, str):
@@ -48,16 +50,33 @@ def read_words(reader: Reader, node: Node, path: str) -> Iterator[Word]:
             yield Word(item, where, parts)
 
 
+def filled_words(reader: Reader, words: Iterable[Word]) -> Iterator[str]:
+    """The texts of `words`. As in Compose, a word of a line that nothing is filled into is no word."""
+    for word in words:
+        text = reader.filled(word.node, word.path, word.parts) or ""
+        if text or not _may_be_none(word):
+            yield text
+        if word.is_bare and reader.from_environment and len(text.split()) > 1:
+            said = "has a value with spaces, which stays one word where Compose would make several: write a list"
+            reader.note(word.path, word.node.line, said)
+
+
 def check_shell_words(reader: Reader, words: list[Word], *, after: Iterable[Word] = ()) -> None:
     """`sh -c <text>`: what is filled into the text must stay a word, whatever its value is.
 
     `after` are the words that the engine puts before: the entrypoint of a command.
     """
-    following = any(_is_shell_flag(word) for word in list(after)[-1:])
+    following = False
+    for word in after:
+        following = _is_shell_flag(word) or (following and _may_be_none(word))
     for word in words:
         if following:
             reader.inert(word.node, word.path, word.parts)
-        following = _is_shell_flag(word)
+        following = _is_shell_flag(word) or (following and _may_be_none(word))
+
+
+def _may_be_none(word: Word) -> bool:
+    return word.is_bare and all(isinstance(part, Reference) for part in word.parts)
 
 
 def _is_shell_flag(word: Word) -> bool:
@@ -65,8 +84,10 @@ def _is_shell_flag(word: Word) -> bool:
     return len(parts) == 1 and isinstance(parts[0], str) and _SHELL_FLAG.fullmatch(parts[0]) is not None
 
 
-def split_words(parts: Parts) -> list[Parts]:
+def split_words(parts: Parts) -> list[tuple[Parts, bool]]:
     """As Compose splits a line, where each `${…}` is one piece of a word however it is written.
+
+    With each word goes whether no part of it stands in quotes.
 
     It is not quite as a shell does: a backslash between double quotes goes away before any letter. What is of use to
     a shell only is refused: Compose forgets the rest of the line there. Raises ValueError with a sentence part.
@@ -77,20 +98,21 @@ def split_words(parts: Parts) -> list[Parts]:
         raise ValueError(f"must be a line of at most {MAX_LINE} characters; a list may be longer")
     words = list(_split(line))
     waiting = (part for part in parts if not isinstance(part, str))
-    found: list[Parts] = []
-    for word in words:
+    found: list[tuple[Parts, bool]] = []
+    for word, is_bare in words:
         pieces: list[str | Reference] = []
         for at, piece in enumerate(word.split("\x00")):
             if at:
                 pieces.append(next(waiting))
             if piece:
                 pieces.append(piece)
-        found.append(tuple(pieces))
+        found.append((tuple(pieces), is_bare))
     return found
 
 
-def _split(line: str) -> Iterator[str]:
+def _split(line: str) -> Iterator[tuple[str, bool]]:
     word: str | None = None
+    is_bare = True
     at = 0
     while at < len(line):
         piece = _PIECE.match(line, at)
@@ -100,15 +122,15 @@ def _split(line: str) -> Iterator[str]:
         match piece.lastgroup:
             case "space":
                 if word is not None:
-                    yield word
-                word = None
+                    yield word, is_bare
+                word, is_bare = None, True
             case "operator":
                 raise ValueError(
                     f'has {piece.group()}, which only a shell knows: write ["sh", "-c", "…"], or put it in quotes'
                 )
             case "double":
-                word = (word or "") + _ESCAPED.sub(r"\1", piece["double"])
+                word, is_bare = (word or "") + _ESCAPED.sub(r"\1", piece["double"]), False
             case kind:
-                word = (word or "") + piece[str(kind)]
+                word, is_bare = (word or "") + piece[str(kind)], is_bare and kind == "plain"
     if word is not None:
-        yield word
+        yield word, is_bare

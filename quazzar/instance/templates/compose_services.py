@@ -16,7 +16,7 @@ from quazzar.instance.apps.spec import (
     UlimitSpec,
 )
 from quazzar.instance.templates import quantities, refusals
-from quazzar.instance.templates.commands import Word, check_shell_words, read_words
+from quazzar.instance.templates.commands import Word, check_shell_words, filled_words, read_words
 from quazzar.instance.templates.health import read_healthcheck
 from quazzar.instance.templates.host_access import TRUSTED
 from quazzar.instance.templates.mounts import Mounts
@@ -314,8 +314,7 @@ class ServiceReader:
     def _words(self, draft: _Draft, node: Node, path: str) -> None:
         key = last(path)
         draft.words[key] = list(read_words(self.reader, node, path))
-        filled = [self.reader.filled(word.node, word.path, word.parts) for word in draft.words[key]]
-        draft.values[key] = tuple("" if text is None else str(text) for text in filled)
+        draft.values[key] = tuple(map(str, filled_words(self.reader, draft.words[key])))
 
     def _shell_words(self, draft: _Draft) -> None:
         entrypoint = draft.words.get("entrypoint", [])

@@ -161,7 +161,8 @@ class Reader:
                     f"${{{reference.name}}} stands in text that a shell reads; its value may only have letters, "
                     "digits and _./:@%+,=- there (hand it over in the environment instead)"
                 )
-                self.problem(path, node.line, said, "refused", at=node)
+                # Of the line's fields it is this one's value.
+                self.problem(path, node.line, said, "refused", at=Scalar(f"${{{reference.name}}}", node.line))
 
     # Collections
 

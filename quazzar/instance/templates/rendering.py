@@ -14,7 +14,7 @@ import msgspec
 
 from quazzar.core.errors import Invalid
 from quazzar.instance.apps.spec import AppSpec, ResourceSpec, RestartSpec, ServiceSpec
-from quazzar.instance.templates.commands import check_shell_words, read_words
+from quazzar.instance.templates.commands import check_shell_words, filled_words, read_words
 from quazzar.instance.templates.document import Document, from_stored, read_app
 from quazzar.instance.templates.fields import AUTO, Setting, config_texts
 from quazzar.instance.templates.problems import Problems, TemplateInvalid
@@ -87,7 +87,7 @@ def render_hook(template: Template, config: Mapping[str, Setting], hook: Hook) -
     reader = _reader(template, config, problems)
     words = list(read_words(reader, from_plain(hook.command), "x-quazzar.backup.hooks.command"))
     check_shell_words(reader, words)
-    texts = [reader.filled(word.node, word.path, word.parts) or "" for word in words]
+    texts = list(filled_words(reader, words))
     _check(problems)
     return tuple(texts)
 

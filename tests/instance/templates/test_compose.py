@@ -403,6 +403,8 @@ def test_environment_that_is_wrong(written: str, sentence: str) -> None:
         ("echo $$HOME", ("echo", "$HOME")),
         ("echo ${word} --x=${word}", ("echo", "one two", "--x=one two")),
         ("echo ${nope:-a b} c", ("echo", "a b", "c")),
+        ("""'echo ${nope-} --x=${nope-} "${nope-}" c'""", ("echo", "--x=", "", "c")),
+        ('[echo, "${nope-}"]', ("echo", "")),
         ('""', ()),
         ("[]", ()),
         ("'echo a\\ b'", ("echo", "a b")),

@@ -102,6 +102,13 @@ services:
     assert "network_mode" not in written["services"]["a"]
 
 
+def test_a_value_that_compose_would_split_is_told() -> None:
+    text = "services: {a: {image: x, command: 'run ${ARGS} \"${ARGS}\" ${MORE:-}'}}"
+    template = parse_compose(text, name="a", env={"ARGS": "-v -x"})
+    assert [note.partition(",")[0] for note in template.notes] == ["services.a.command has a value with spaces"]
+    assert app_of(template, {"ARGS": "-v -x"}).services[0].command == ("run", "-v -x", "-v -x")
+
+
 def test_values_of_the_environment_are_not_in_the_template() -> None:
     template = parse_compose(BLOG, name="blog", env=ENV | {"DB_PASSWORD": "canary-value"})
     assert b"canary" not in msgspec.json.encode(template)

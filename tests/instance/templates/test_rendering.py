@@ -144,7 +144,9 @@ SHELLS = [
     "command: [sh, -c, 'echo ${v}']",
     "command: [bash, -ec, 'echo ${v}']",
     "command: sh -c 'echo ${v}'",
+    "command: sh -c ${none-} 'echo ${v}'",
     "entrypoint: [/bin/sh, -c]\ncommand: ['echo ${v}']",
+    "entrypoint: sh -c ${none-}\ncommand: ['echo ${v}']",
     "entrypoint: [/bin/sh, -c, 'echo ${v}']",
     "healthcheck: {test: [CMD-SHELL, 'echo ${v}']}",
     "healthcheck: {test: [CMD, sh, -c, 'echo ${v}']}",
@@ -244,7 +246,8 @@ def test_no_value_becomes_structure(value: str) -> None:
         "healthcheck: {test: [CMD, a, '${v}']}\nconfigs: [c]"
     )
     found = service_of(keys, fields=FIELD, tail='configs: {c: {content: "${v}"}}', v=value)
-    assert found.command == ("run", value)
+    # Nothing without quotes around it is no word, as for Compose.
+    assert found.command == (("run", value) if value else ("run",))
     assert found.entrypoint == (value,)
     assert (found.environment, found.labels) == ({"A": value}, {"l": value})
     assert found.files[0].content == value
