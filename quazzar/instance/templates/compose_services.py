@@ -44,6 +44,14 @@ DEFAULT_NETWORK = "default"
 MAX_PIDS = 65_536
 OWN_NETWORKS = ("bridge", "default")
 """The values of `network_mode` that ask for no more than any network."""
+NETWORK_MODES: Mapping[str, str] = {
+    "none": "write networks: [inside] and networks: {inside: {internal: true}}",
+    "service": "it shares the network of another service; left out, its traffic no longer goes through that one",
+    "container": "it shares the network of another container; left out, its traffic no longer goes through that one",
+}
+"""Those where leaving it out would give the service more than the file does, and what to know of them."""
+LOG_DRIVERS = ("json-file", "local")
+"""Those that keep logs on this machine, as the platform does."""
 RESTARTS = ("no", "always", "on-failure", "unless-stopped")
 CONDITIONS = ("service_started", "service_healthy", "service_completed_successfully")
 _PULL_POLICY = re.compile(r"always|never|missing|if_not_present|daily|weekly|every_(?:[0-9]{1,4}[wdhms])+")
@@ -176,6 +184,10 @@ class ServiceReader:
             draft.nodes[key] = value
         elif key == "network_mode" and isinstance(value, Scalar) and value.value in OWN_NETWORKS:
             self.reader.note(path, line, "is ignored: every app has networks of its own")
+        elif key == "network_mode" and isinstance(value, Scalar) and (reason := _network_mode(value)):
+            refusals.refuse(self.reader, key, line, path, reason, trusted=self.declared.trusted)
+        elif key == "logging" and _is_kept_here(value):
+            self.reader.note(path, line, "is ignored: logs are kept and shown by the platform")
         elif self.declared.trusted and key in TRUSTED:
             if not refusals.says_nothing(value):
                 TRUSTED[key](self.reader, draft.host, value, path)
@@ -538,6 +550,18 @@ class ServiceReader:
 _NETWORK_ADDRESSES = {
     "ipv4_address", "ipv6_address", "link_local_ips", "mac_address", "driver_opts", "interface_name",
 }  # fmt: skip
+
+
+def _network_mode(node: Scalar) -> str | None:
+    return NETWORK_MODES.get(str(node.value).partition(":")[0])
+
+
+def _is_kept_here(logging: Node) -> bool:
+    """Whether logs stay on this machine, whatever their number and size."""
+    if not isinstance(logging, MappingNode) or refusals.says_nothing(logging):
+        return False
+    driver = logging.entries.get("driver")
+    return driver is None or (isinstance(driver.node, Scalar) and driver.node.value in LOG_DRIVERS)
 
 
 def _pids(text: str) -> int:

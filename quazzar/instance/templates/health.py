@@ -74,7 +74,10 @@ def _test_line(reader: Reader, node: Scalar, path: str) -> tuple[str, ...]:
         return ()
     parts = reader.parts(node, path, node.value)
     if parts is not None and any(True for _ in references(parts)):
-        said = 'test with a ${name} in it must be a list, such as ["CMD", "pg_isready", "-U", "${name}"]'
+        said = (
+            'test with a ${name} in it must be a list, such as ["CMD", "pg_isready", "-U", "${name}"], '
+            'or ["CMD-SHELL", "…"] where a shell is needed'
+        )
         reader.problem(path, node.line, said, "refused")
         return ()
     line = reader.string(node, path)

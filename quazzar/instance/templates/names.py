@@ -51,7 +51,7 @@ _IMAGE = re.compile(
 )
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _HOST_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
-_ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
+_ENVIRONMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,254}")
 _LABEL = re.compile(r"[\x21-\x3c\x3e-\x7e]{1,255}")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?")
 _PATH = re.compile(r"/[^:]{0,1023}")
@@ -108,7 +108,7 @@ def host_address(text: str) -> str:
 
 def environment_name(text: str) -> str:
     if not _ENVIRONMENT.fullmatch(text):
-        raise ValueError("must be named with letters, digits, '_', '.' and '-', not beginning with a digit")
+        raise ValueError("must be named with letters, digits, '_', '.', ':' and '-', not beginning with a digit")
     return text
 
 

@@ -360,8 +360,8 @@ def test_files_that_are_wrong(written: str, sentence: str) -> None:
             },
         ),
         (
-            "[A=x, B=, C=a=b, 'D=\"q\"', E=022, discovery.type=single]",
-            {"A": "x", "B": "", "C": "a=b", "D": '"q"', "E": "022", "discovery.type": "single"},
+            "[A=x, B=, C=a=b, 'D=\"q\"', E=022, discovery.type=single, Logging:Level=x]",
+            {"A": "x", "B": "", "C": "a=b", "D": '"q"', "E": "022", "discovery.type": "single", "Logging:Level": "x"},
         ),
         ("[name, NAME=$$name]", {"name": "from config", "NAME": "$name"}),
         ("{name: , B: '${name}'}", {"name": "from config", "B": "from config"}),
@@ -378,9 +378,9 @@ def test_environment(written: str, environment: dict[str, str]) -> None:
     [
         ("[UNKNOWN]", "UNKNOWN has no value; write UNKNOWN= for an empty one"),
         ("{UNKNOWN: }", "UNKNOWN has no value; write UNKNOWN= for an empty one"),
-        ("{'A B': x}", "A B must be named with letters, digits, '_', '.' and '-', not beginning with a digit"),
-        ("['=x']", "The name must be named with letters, digits, '_', '.' and '-', not beginning with a digit"),
-        ("['${nope:-1}=x']", "1 must be named with letters, digits, '_', '.' and '-', not beginning with a digit"),
+        ("{'A B': x}", "A B must be named with letters, digits, '_', '.', ':' and '-', not beginning with a digit"),
+        ("['=x']", "The name must be named with letters, digits, '_', '.', ':' and '-', not beginning with a digit"),
+        ("['${nope:-1}=x']", "1 must be named with letters, digits, '_', '.', ':' and '-', not beginning with a digit"),
         ("{A: [x]}", "A must be a string"),
         ("[[A]]", "environment.0 must be a string such as NAME=value"),
         ("A=x", "environment must be a mapping or a list of NAME=value"),
@@ -865,6 +865,7 @@ def test_what_is_done_in_another_way_is_noted() -> None:
             networks: {default: {priority: 5}}
             deploy: {resources: {reservations: {cpus: "0.5"}}}
             network_mode: bridge
+            logging: {driver: json-file, options: {max-size: 10m}}
             environment: [A=1, B=2, A=3]
             """
         )
@@ -877,6 +878,7 @@ def test_what_is_done_in_another_way_is_noted() -> None:
         "services.web.networks.default.priority",
         "services.web.deploy.resources.reservations.cpus",
         "services.web.network_mode",
-        "services.web.environment.2 names what stands before already: the last one holds (line 12)",
+        "services.web.logging",
+        "services.web.environment.2 names what stands before already: the last one holds (line 13)",
     ]
     assert spec_of(template).services[0].environment == {"A": "3", "B": "2"}

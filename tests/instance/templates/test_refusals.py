@@ -81,6 +81,26 @@ def test_refused_in_a_service(key: str, *, trusted: bool) -> None:
     assert len(caught.value.details) == 1
 
 
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("service:vpn", "it shares the network of another service; left out, its traffic no longer goes through that one"),
+        ("container:vpn", "it shares the network of another container; left out, its traffic no longer goes through that one"),
+        ("none", "write networks: [inside] and networks: {inside: {internal: true}}"),
+    ],
+)
+def test_nobody_is_told_to_leave_out_what_keeps_a_service_in(mode: str, said: str) -> None:
+    assert problems_of(service_text(f"network_mode: {mode}")) == {
+        "services.web.network_mode": f"network_mode is refused: {said} (line 5)"
+    }
+
+
+@pytest.mark.parametrize("driver", ["{driver: syslog}", "{driver: none}", "{driver: '${v}'}"])
+def test_logs_that_go_elsewhere(driver: str) -> None:
+    said = "logging is not supported: logs are kept and shown by the platform; leave it out (line 5)"
+    assert problems_of(service_text(f"logging: {driver}")) == {"services.web.logging": said}
+
+
 @pytest.mark.parametrize("key", REFUSED_IN_SERVICE)
 def test_refused_in_an_import_with_the_same_words(key: str) -> None:
     text = as_import(service_text(f"{key}: {SERVICE_VALUES[key]}"))
@@ -340,7 +360,7 @@ WORD = "{name: word, type: string, default: plain}"
 @pytest.mark.parametrize("test", ["curl ${word}", "curl $word", "curl ${word:-x}", "curl ${nope:-x}"])
 def test_s38_a_line_for_a_shell_takes_no_field(test: str) -> None:
     details = problems_of(service_text(f'healthcheck: {{test: "{test}"}}', fields=WORD))
-    said = 'test with a ${name} in it must be a list, such as ["CMD", "pg_isready", "-U", "${name}"]'
+    said = 'test with a ${name} in it must be a list, such as ["CMD", "pg_isready", "-U", "${name}"], or ["CMD-SHELL", "…"] where a shell is needed'
     assert details == {"services.web.healthcheck.test": f"{said} (line 5)"}
 
 
