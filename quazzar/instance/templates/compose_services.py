@@ -182,12 +182,10 @@ class ServiceReader:
     def _key(self, draft: _Draft, key: str, line: int, value: Node, path: str) -> None:
         if key in self.MOUNT_KEYS:
             draft.nodes[key] = value
-        elif key == "network_mode" and isinstance(value, Scalar) and value.value in OWN_NETWORKS:
-            self.reader.note(path, line, "is ignored: every app has networks of its own")
+        elif (said := _asks_for_nothing(key, value)) is not None:
+            self.reader.note(path, line, said)
         elif key == "network_mode" and isinstance(value, Scalar) and (reason := _network_mode(value)):
             refusals.refuse(self.reader, key, line, path, reason, trusted=self.declared.trusted)
-        elif key == "logging" and _is_kept_here(value):
-            self.reader.note(path, line, "is ignored: logs are kept and shown by the platform")
         elif self.declared.trusted and key in TRUSTED:
             if not refusals.says_nothing(value):
                 TRUSTED[key](self.reader, draft.host, value, path)
@@ -556,12 +554,16 @@ def _network_mode(node: Scalar) -> str | None:
     return NETWORK_MODES.get(str(node.value).partition(":")[0])
 
 
-def _is_kept_here(logging: Node) -> bool:
-    """Whether logs stay on this machine, whatever their number and size."""
-    if not isinstance(logging, MappingNode) or refusals.says_nothing(logging):
-        return False
-    driver = logging.entries.get("driver")
-    return driver is None or (isinstance(driver.node, Scalar) and driver.node.value in LOG_DRIVERS)
+def _asks_for_nothing(key: str, node: Node) -> str | None:
+    """What to say of a key that asks for no more than every app has."""
+    match key, node:
+        case "network_mode", Scalar() if node.value in OWN_NETWORKS:
+            return "is ignored: every app has networks of its own"
+        case "logging", MappingNode() if node.entries:
+            driver = node.entries.get("driver")
+            if driver is None or (isinstance(driver.node, Scalar) and driver.node.value in LOG_DRIVERS):
+                return "is ignored: logs are kept and shown by the platform"
+    return None
 
 
 def _pids(text: str) -> int:

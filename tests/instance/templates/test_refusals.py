@@ -84,8 +84,14 @@ def test_refused_in_a_service(key: str, *, trusted: bool) -> None:
 @pytest.mark.parametrize(
     ("mode", "said"),
     [
-        ("service:vpn", "it shares the network of another service; left out, its traffic no longer goes through that one"),
-        ("container:vpn", "it shares the network of another container; left out, its traffic no longer goes through that one"),
+        (
+            "service:vpn",
+            "it shares the network of another service; left out, its traffic no longer goes through that one",
+        ),
+        (
+            "container:vpn",
+            "it shares the network of another container; left out, its traffic no longer goes through that one",
+        ),
         ("none", "write networks: [inside] and networks: {inside: {internal: true}}"),
     ],
 )
