@@ -109,7 +109,9 @@ def test_two_apps_of_one_template(host: Host) -> None:
     # In the order of what they wait for.
     database, migrate, web = ours["db"]["State"], ours["migrate"]["State"], ours["web"]["State"]
     assert (migrate["Status"], migrate["ExitCode"], ours["migrate"]["RestartCount"]) == ("exited", 0, 0)
-    assert database["StartedAt"] < migrate["StartedAt"] < migrate["FinishedAt"] <= web["StartedAt"]
+    # An engine may note the start of what is over at once a moment after its end.
+    assert database["StartedAt"] < migrate["StartedAt"] < web["StartedAt"]
+    assert migrate["FinishedAt"] <= web["StartedAt"]
 
     # By address there is no way from one to the other, on any port; within an app there is.
     wget = ("timeout", "3", "wget", "-qO", "/dev/null")
