@@ -357,7 +357,8 @@ class Runtime(Protocol):
     async def start(self, app_id: str) -> None:
         """Start the stopped containers of an app in the order and under the conditions of its last `up`.
 
-        Nothing to start is no error. Raises `PortInUse`, `DependencyFailed`.
+        A container that somebody has removed since is waited for by no other: they ran without it, too. Nothing to
+        start is no error. Raises `PortInUse`, `DependencyFailed`.
         """
 
     async def stop(self, app_id: str) -> None:

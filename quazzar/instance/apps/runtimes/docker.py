@@ -214,7 +214,8 @@ class DockerRuntime:
 
         for one in present:
             if not self._is_right(one, awaited):
-                await self._await_dependencies(one.state.name, one.depends_on, ids, tick)
+                wanted = plan.still_there(one.depends_on, ids)
+                await self._await_dependencies(one.state.name, wanted, ids, tick)
                 await self._start(one.id, one.state.name, paused=_is_paused(one))
 
     async def stop(self, app_id: str) -> None:

@@ -514,9 +514,13 @@ class MemoryRuntime:
 
         present = await self._present(app_id)
         once = plan.awaited(one.service.depends_on for one in present)
+        names = {one.service.name for one in present}
         for one in present:
             if not plan.is_right(one.held(), once):
-                await self._await_dependencies(app_id, one.service, tick)
+                wanted = plan.still_there(one.service.depends_on, names)
+                await self._await_dependencies(
+                    app_id, msgspec.structs.replace(one.service, depends_on=tuple(wanted)), tick
+                )
                 await self._start(one)
 
     async def stop(self, app_id: str) -> None:

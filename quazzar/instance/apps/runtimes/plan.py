@@ -1,6 +1,6 @@
 """What is to be done to get from what an engine holds to what a spec wants: the rules that all drivers share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final, TypeVar, assert_never
 
 import msgspec
@@ -47,6 +47,11 @@ def kept(present: Iterable[H], digests: Mapping[str, str]) -> dict[str, H]:
 def awaited(dependencies: Iterable[Sequence[DependencySpec]]) -> set[str]:
     """The services that others wait to complete."""
     return {one.service for some in dependencies for one in some if one.condition == "service_completed_successfully"}
+
+
+def still_there(depends_on: Iterable[DependencySpec], names: Container[str]) -> list[DependencySpec]:
+    """What of `depends_on` there is to wait for, where the app has services of these `names`."""
+    return [one for one in depends_on if one.service in names]
 
 
 def is_right(held: Held, once: set[str]) -> bool:

@@ -293,6 +293,15 @@ async def test_a_service_waits_until_the_other_is_healthy(lab: Lab) -> None:
     assert (await lab.one(spec.app_id, "db")).health == "healthy"
     assert (await lab.one(spec.app_id, "web")).status == "running"
 
+    # One that somebody has removed is nobody's to wait for: what still ran is there again.
+    await lab.vanish(spec.app_id, "db")
+    await lab.runtime.stop(spec.app_id)
+    await lab.runtime.start(spec.app_id)
+    assert {one.name: one.status for one in (await lab.state(spec.app_id)).services} == {
+        "web": "running",
+        "late": "running",
+    }
+
 
 async def test_a_dependency_that_fails_is_named(lab: Lab) -> None:
     spec = app_spec(
