@@ -1,7 +1,7 @@
 """Every query on changes of apps and on what apps were before."""
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from sqlalchemy import delete, func, insert, not_, select, tuple_, update
@@ -14,6 +14,8 @@ from quazzar.instance.apps.models import App, AppChange, AppPort, AppRevision, A
 
 Kind = Literal["patch", "update", "rollback"]
 Phase = Literal["asked", "pulling", "stopping", "saving", "starting", "reverting"]
+UNTOUCHED: Final[tuple[Phase, ...]] = ("asked", "pulling")
+"""In these the containers and the data are still what they were."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -73,10 +75,17 @@ async def set_app(session: AsyncSession, app_id: str, values: dict[str, Any]) ->
 
 
 async def has_change(session: AsyncSession, app_id: str) -> bool:
-    return (await session.execute(select(AppChange.app_id).where(AppChange.app_id == app_id))).first() is not None
+    """Whether a change has touched an app that nobody works on, and was not taken back whole.
+
+    One whose job was cancelled before it came so far left all as it was.
+    """
+    touched = select(AppChange.app_id).where(AppChange.app_id == app_id, AppChange.phase.not_in(UNTOUCHED))
+    return (await session.execute(touched)).first() is not None
 
 
 async def add_change(session: AsyncSession, values: dict[str, Any]) -> None:
+    """In the place of one that touched nothing, if there is such a one."""
+    await end_change(session, values["app_id"])
     await session.execute(insert(AppChange).values(phase="asked", **values))
 
 

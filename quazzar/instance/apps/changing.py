@@ -69,17 +69,28 @@ async def _carry_out(run: JobRun, app_id: str) -> None:
     try:
         async with operation(run, app_id, "updating", SECONDS) as work:
             if work is not None:
-                async with run.database.begin() as session:
-                    change = await changes_store.get_change(session, app_id)
-                if change is None:
-                    raise RuntimeFailure("The change is not there any more; ask for it again")
-                await _Changing(work, change).carry_out()
+                await _Changing(work, await _asked(work)).carry_out()
     finally:
         # What does not go now does when the reconciler looks, and must not hide why the change failed: the job would
         # be done again, find nothing to do, and be taken for a success.
         with contextlib.suppress(Unavailable, RuntimeFailure, SQLAlchemyError, OSError, TimeoutError):
             async with app_lock(app_id):
                 await sweep(run.database, run.resources[RUNTIME], app_id)
+
+
+async def _asked(work: Work) -> Change:
+    """What is to be done. Who cancels right now is heard by `carry_out`, which ends the change with its journal."""
+    while True:
+        try:
+            async with work.database.begin() as session:
+                change = await changes_store.get_change(session, work.app.id)
+        except asyncio.CancelledError:
+            if not work.run.cancelled.is_set():
+                raise
+            continue
+        if change is None:
+            raise RuntimeFailure("The change is not there any more; ask for it again")
+        return change
 
 
 async def go_back_first(work: Work) -> None:
@@ -145,6 +156,7 @@ class _Changing:
 
     async def _go_on(self) -> None:
         work, app_id, runtime = self.work, self.work.app.id, self.work.runtime
+        work.run.check_cancelled()
         await self._phase("pulling")
         spec = await self._target_spec()
         await work.pull(spec, work.within(0.05, 0.4))
@@ -284,7 +296,7 @@ class _Changing:
         """Containers and data as they were; the journal stays until that is done."""
         work, change, app_id = self.work, self.change, self.work.app.id
         touched = change.phase in {"starting", "reverting"}
-        if change.phase not in {"asked", "pulling"}:
+        if change.phase not in changes_store.UNTOUCHED:
             await self._phase("reverting", reason=reason or change.reason)
             work.expected = [msgspec.convert(one, Expected) for one in work.app.expected]
             if touched:
@@ -338,7 +350,7 @@ class _Changing:
 
         What failed before, such as for want of a registry, is tried again in the next window.
         """
-        if self.change.automatic and (self.change.phase not in {"asked", "pulling"} or self.image_missing):
+        if self.change.automatic and (self.change.phase not in changes_store.UNTOUCHED or self.image_missing):
             await self._skip(session, former=self.work.app, left=self.target, reason=reason)
 
     async def _skip(self, session: AsyncSession, *, former: Any, left: Any, reason: str) -> None:

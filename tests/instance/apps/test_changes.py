@@ -5,9 +5,11 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from quazzar.instance.apps import changing
+from quazzar.instance.apps import changes_store, changing
 from quazzar.instance.apps.disks import DiskMeter
+from quazzar.instance.apps.reconciler import Reconciler
 from quazzar.instance.apps.runtimes.base import RuntimeFailure
 from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryEngine
 from tests.conftest import RunningApp
@@ -375,6 +377,47 @@ async def test_one_change_at_a_time_and_cancel_goes_back(admin: httpx.AsyncClien
     assert (await admin.post(f"/api/jobs/{asked['job_id']}/cancel")).status_code == 200
     assert (await job_of(admin, asked["job_id"]))["status"] == "cancelled"
     assert_old(engine, before, await until(admin, before["id"], "running"))
+
+
+async def test_a_cancel_before_the_change_has_begun_leaves_nothing_to_take_back(
+    app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slug = await two_versions(admin)
+    waiting, early, *others = [await old_app(admin, engine, slug) for _ in range(4)]
+    for one in others:  # as many updates as are done at once
+        arrived, _ = engine.hold("create:web")
+        one["job_id"] = (await ask(admin, one["id"], "update"))["job_id"]
+        await asyncio.wait_for(arrived.wait(), 10)
+    asked = await ask(admin, waiting["id"], "update")
+    for job_id in (asked["job_id"], *(one["job_id"] for one in others)):
+        assert (await admin.post(f"/api/jobs/{job_id}/cancel")).status_code == 200
+    reconciler = Reconciler(app.database, runtime_of(app))
+    await reconciler.reap()
+    await reconciler.full_pass()
+    assert_old(engine, waiting, await until(admin, waiting["id"], "running"))
+    for one in others:
+        await until(admin, one["id"], "running")
+
+    # Neither does one that comes while the job reads what it is to do.
+    reading = asyncio.Event()
+
+    async def read(session: AsyncSession, app_id: str) -> changes_store.Change | None:
+        if app_id == early["id"] and not reading.is_set():
+            reading.set()
+            await asyncio.sleep(60)
+        return await get_change(session, app_id)
+
+    get_change = changes_store.get_change
+    monkeypatch.setattr(changes_store, "get_change", read)
+    asked = await ask(admin, early["id"], "update")
+    await asyncio.wait_for(reading.wait(), 10)
+    assert (await admin.post(f"/api/jobs/{asked['job_id']}/cancel")).status_code == 200
+    assert (await job_of(admin, asked["job_id"]))["status"] == "cancelled"
+    assert_old(engine, early, await show(admin, early["id"]))
+    assert "app.failed" not in {kind for kind, _ in await events_of(app, early["id"])}
+
+    for one in (waiting, early):
+        assert (await changed(admin, one["id"], "update"))["version"] == "2.0"
 
 
 @pytest.mark.parametrize("step", ["restore", "start:web"])
