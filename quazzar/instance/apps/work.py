@@ -193,10 +193,10 @@ class Work:
         views: dict[str, Any] = {"services": services_view(state, self.expected)} if state is not None else {}
         await self.end("failed", reason, **views)
 
-    async def attempt(self, call: Callable[[], Awaitable[T]]) -> T | None:
+    async def attempt(self, call: Callable[[], Awaitable[T]], *, seconds: float = _CLEAN_UP_SECONDS) -> T | None:
         """Clean-up after a failure: once, not for long; what it can't do now, the reconciler does later."""
         try:
-            async with asyncio.timeout(_CLEAN_UP_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await call()
         except (RuntimeUnavailable, RuntimeFailure, TimeoutError):
             self.run.log("The container engine did not take part in cleaning up; that is done once it answers")

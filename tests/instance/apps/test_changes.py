@@ -420,6 +420,21 @@ async def test_a_cancel_before_the_change_has_begun_leaves_nothing_to_take_back(
         assert (await changed(admin, one["id"], "update"))["version"] == "2.0"
 
 
+async def test_a_stop_that_was_cancelled_does_not_end_later_what_runs_again(
+    admin: httpx.AsyncClient, engine: MemoryEngine
+) -> None:
+    before = await old_app(admin, engine)
+    web = engine.container(before["id"], "web")
+    web.behaviour = Behaviour(stop_seconds=0.5)
+    asked = await ask(admin, before["id"], "update")
+    while not (ending := list(engine.stops.values())):
+        await asyncio.sleep(0.01)
+    assert (await admin.post(f"/api/jobs/{asked['job_id']}/cancel")).status_code == 200
+    assert (await job_of(admin, asked["job_id"]))["status"] == "cancelled"
+    await asyncio.gather(*ending)
+    assert_old(engine, before, await show(admin, before["id"]))
+
+
 @pytest.mark.parametrize("step", ["restore", "start:web"])
 async def test_a_cancel_on_the_way_back_does_not_stop_it(
     admin: httpx.AsyncClient, engine: MemoryEngine, step: str

@@ -9,7 +9,7 @@ import pytest
 
 from quazzar.core.secret import MASK
 from quazzar.instance.apps.runtimes.base import RuntimeFailure
-from quazzar.instance.apps.runtimes.memory import MemoryEngine
+from quazzar.instance.apps.runtimes.memory import Behaviour, MemoryEngine
 from tests.conftest import RunningApp
 from tests.factories.apps import (
     SECRET,
@@ -174,6 +174,21 @@ async def test_cancelled(admin: httpx.AsyncClient, engine: MemoryEngine, web: st
     await until(admin, copy["id"], "failed")
     await until(admin, source["id"], "running")
     assert copy["id"] not in engine.volumes
+
+
+async def test_cancelled_while_the_source_is_stopped(admin: httpx.AsyncClient, engine: MemoryEngine, web: str) -> None:
+    """The engine carries the stop out all the same; the source runs after it."""
+    source = await source_of(admin, engine, web)
+    engine.container(source["id"], "web").behaviour = Behaviour(stop_seconds=0.5)
+    copy = (await clone(admin, source["id"])).json()
+    while not (ending := list(engine.stops.values())):
+        await asyncio.sleep(0.01)
+    assert (await admin.post(f"/api/jobs/{copy['job_id']}/cancel")).status_code == 200
+    await until(admin, copy["id"], "failed")
+    await asyncio.gather(*ending)
+    after = await until(admin, source["id"], "running")
+    assert {one["status"] for one in after["services"]} == {"running"}
+    assert engine.container(source["id"], "web").status == "running"
 
 
 async def test_refusals(app: RunningApp, admin: httpx.AsyncClient, engine: MemoryEngine, web: str) -> None:

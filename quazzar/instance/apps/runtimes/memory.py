@@ -180,6 +180,8 @@ class MemoryEngine:
         """What lies in a volume, by app and name; nothing where it is not told."""
         self.executions: dict[str, MemoryExecution] = {}
         """Commands in containers, by the id that they were started with."""
+        self.stops: dict[str, asyncio.Task[None]] = {}
+        """Containers, by id, that were told to stop and have not ended yet."""
         self._faults: dict[str, list[Exception]] = {}
         self._holds: dict[str, tuple[asyncio.Event, asyncio.Event]] = {}
         self._events: deque[RuntimeEvent] = deque(maxlen=_KEPT_EVENTS)
@@ -805,6 +807,14 @@ class MemoryRuntime:
 
     async def _stop_one(self, container: Container) -> None:
         await self.engine.reach(f"stop:{container.service.name}")
+        # As in a real engine it goes on when nobody waits for it any more, and a second one waits for the same end.
+        stops = self.engine.stops
+        if container.id not in stops:
+            stops[container.id] = asyncio.create_task(self._end(container))
+            stops[container.id].add_done_callback(lambda _: stops.pop(container.id))
+        await asyncio.shield(stops[container.id])
+
+    async def _end(self, container: Container) -> None:
         grace, needed = container.service.stop_grace_seconds, container.behaviour.stop_seconds
         await asyncio.sleep(min(grace, needed))
         self.engine.stopped(container, exit_code=_KILLED if needed > grace else None)
