@@ -10,7 +10,7 @@ from quazzar.core.jobs import JobRun, job
 from quazzar.core.records import publish
 from quazzar.instance.apps import clone_store, store
 from quazzar.instance.apps.events import AppCloned
-from quazzar.instance.apps.jobs import INSTALL_SECONDS, STOP_SECONDS
+from quazzar.instance.apps.jobs import INSTALL_SECONDS
 from quazzar.instance.apps.locks import app_lock
 from quazzar.instance.apps.models import Desired
 from quazzar.instance.apps.runtimes.base import AppState, RuntimeFailure
@@ -94,9 +94,7 @@ async def _let_go(source: Work, desired: Desired, *, patiently: bool) -> None:
             state = await source.patiently(lambda: source.runtime.get(app_id))
         else:
             if run_again:
-                # A stop that was cancelled goes on in the engine, and what was started before its end would end by it.
-                await source.attempt(lambda: source.runtime.stop(app_id), seconds=STOP_SECONDS)
-                await source.attempt(lambda: source.runtime.start(app_id))
+                await source.start_again()
             state = await source.attempt(lambda: source.runtime.get(app_id))
             asked = state is not None
     except RuntimeFailure as failure:

@@ -1,5 +1,6 @@
 """The work behind an app's operations: install, start, stop, restart, uninstall."""
 
+import asyncio
 from datetime import timedelta
 
 from quazzar.core.jobs import SETTINGS, JobRun, job
@@ -8,12 +9,11 @@ from quazzar.instance.apps import store, trash_store
 from quazzar.instance.apps.building import template_of
 from quazzar.instance.apps.changing import go_back_first
 from quazzar.instance.apps.events import AppUninstalled
-from quazzar.instance.apps.work import bring_up, operation
+from quazzar.instance.apps.work import STOP_SECONDS, bring_up, operation
 
 INSTALL_SECONDS = 3600.0
 """Pulling over a slow line takes long; a missing engine is waited for as long as this too."""
 START_SECONDS = 900.0
-STOP_SECONDS = 900.0
 UNINSTALL_SECONDS = 900.0
 
 
@@ -42,7 +42,12 @@ async def restart(run: JobRun, app_id: str) -> None:
     async with operation(run, app_id, "restarting", START_SECONDS) as work:
         if work is not None:
             work.step(0.1, "Stopping")
-            await work.patiently(lambda: work.runtime.stop(app_id))
+            try:
+                await work.patiently(lambda: work.runtime.stop(app_id))
+            except asyncio.CancelledError:
+                if run.cancelled.is_set():
+                    await work.start_again()
+                raise
             await go_back_first(work)
             await bring_up(work)
 

@@ -55,6 +55,7 @@ RESTARTS_SECONDS = 15.0
 """How long a service may restart at the start: some need a few tries until the one that they call is up."""
 _UNREADABLE = "What is stored of the app can't be read by this release"
 _SEALED = "The app's secrets were sealed with a key that is not there any more"
+STOP_SECONDS = 900.0
 _CLEAN_UP_SECONDS = 30.0
 _AGAIN_UP: tuple[AppStatus, ...] = ("failed", "crashed", "unhealthy")
 _AGAIN_DOWN: tuple[AppStatus, ...] = ("failed",)
@@ -192,6 +193,14 @@ class Work:
         state = await self.attempt(lambda: self.runtime.get(self.app.id))
         views: dict[str, Any] = {"services": services_view(state, self.expected)} if state is not None else {}
         await self.end("failed", reason, **views)
+
+    async def start_again(self) -> None:
+        """After a stop that was cancelled.
+
+        The engine goes on with one that it has begun, and would end by it what is started before.
+        """
+        await self.attempt(lambda: self.runtime.stop(self.app.id), seconds=STOP_SECONDS)
+        await self.attempt(lambda: self.runtime.start(self.app.id))
 
     async def attempt(self, call: Callable[[], Awaitable[T]], *, seconds: float = _CLEAN_UP_SECONDS) -> T | None:
         """Clean-up after a failure: once, not for long; what it can't do now, the reconciler does later."""

@@ -184,6 +184,22 @@ async def test_cancel(admin: httpx.AsyncClient, engine: MemoryEngine, web: str, 
     await operate(admin, app_id, "start", "running")
 
 
+async def test_a_restart_that_is_cancelled_in_its_stop_leaves_the_app_running(
+    admin: httpx.AsyncClient, engine: MemoryEngine, web: str
+) -> None:
+    app_id = (await install(admin, web, config={"admin_password": SECRET}))["id"]
+    engine.container(app_id, "web").behaviour = Behaviour(stop_seconds=0.5)
+    job = (await admin.post(f"/api/apps/{app_id}/restart")).json()["job_id"]
+    while not (ending := list(engine.stops.values())):
+        await asyncio.sleep(0.01)
+    assert (await admin.post(f"/api/jobs/{job}/cancel")).status_code == 200
+    assert (await job_of(admin, job))["status"] == "cancelled"
+    await asyncio.gather(*ending)
+    after = await until(admin, app_id, "running")
+    assert {one["status"] for one in after["services"]} == {"running"}
+    assert engine.container(app_id, "web").status == "running"
+
+
 async def test_an_uninstall_can_not_be_cancelled(admin: httpx.AsyncClient, engine: MemoryEngine) -> None:
     made = await install(admin, await add_one(admin))
     arrived, go_on = engine.hold("delete:web")
