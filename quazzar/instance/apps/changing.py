@@ -309,7 +309,9 @@ class _Changing:
                 spec = work.spec()
                 await work.pull(spec, _told(work, 0.9))
                 # A stop that nobody waits for any more goes on in the engine: what runs still would end by it later.
-                await work.patiently(lambda: work.runtime.stop(app_id))
+                # What can't be stopped runs on, as it did.
+                with contextlib.suppress(RuntimeFailure):
+                    await work.patiently(lambda: work.runtime.stop(app_id))
                 await work.patiently(lambda: work.runtime.up(spec, _told(work, 0.9)))
         if work.status != "updating":
             async with work.run.begin() as session:

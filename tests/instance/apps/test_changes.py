@@ -435,6 +435,14 @@ async def test_a_stop_that_was_cancelled_does_not_end_later_what_runs_again(
     assert_old(engine, before, await show(admin, before["id"]))
 
 
+async def test_what_can_not_be_stopped_runs_on(admin: httpx.AsyncClient, engine: MemoryEngine) -> None:
+    before = await old_app(admin, engine)
+    engine.fail("stop:web", RuntimeFailure("The device is busy"), times=2)
+    asked = await ask(admin, before["id"], "update")
+    assert (await job_of(admin, asked["job_id"]))["error"] == "The device is busy"
+    assert_old(engine, before, await show(admin, before["id"]))
+
+
 @pytest.mark.parametrize("step", ["restore", "start:web"])
 async def test_a_cancel_on_the_way_back_does_not_stop_it(
     admin: httpx.AsyncClient, engine: MemoryEngine, step: str
