@@ -30,6 +30,7 @@ from quazzar.instance.apps.models import AppStatus, Desired
 from quazzar.instance.apps.room import Claim, MachineWatch, Room, refusals, rooms
 from quazzar.instance.apps.schemas import AppCreate, AppPlan, AppRow, FullAppRow, PortOut, RoomOut, VolumeOut
 from quazzar.instance.apps.spec import AppSpec
+from quazzar.instance.apps.truth import stands_still
 from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
 from quazzar.instance.templates.service import TemplateService, slug_of
 from quazzar.instance.templates.template import Template
@@ -53,7 +54,12 @@ class _Operation(msgspec.Struct, frozen=True):
 
 
 _START: Final = _Operation(
-    jobs.start, "starting", ("stopped", "crashed", "failed"), ("running", "unhealthy"), "running", jobs.START_SECONDS
+    jobs.start,
+    "starting",
+    ("stopped", "crashed", "failed", "unhealthy"),
+    ("running", "unhealthy"),
+    "running",
+    jobs.START_SECONDS,
 )
 _STOP: Final = _Operation(
     jobs.stop, "stopping", ("running", "unhealthy", "crashed", "failed"), ("stopped",), "stopped", jobs.STOP_SECONDS
@@ -262,7 +268,7 @@ class AppService:
 
     async def _operate(self, app_id: str, operation: _Operation) -> FullAppRow:
         app = await self._state(app_id)
-        if app.status in operation.done:
+        if app.status in operation.done and not (operation is _START and stands_still(app.services, app.expected)):
             return await self.show(app_id)
         if app.installed_at is None and app.status == "failed":
             if operation is _STOP:

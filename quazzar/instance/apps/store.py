@@ -184,17 +184,16 @@ class Standing(msgspec.Struct, frozen=True):
     installed_at: datetime | None
     job_id: str | None
     copies_from: str | None
+    expected: list[dict[str, Any]]
+    services: list[dict[str, Any]]
+
+
+_STANDING = tuple(getattr(App, name) for name in Standing.__struct_fields__)
 
 
 async def get_state(session: AsyncSession, app_id: str) -> Standing | None:
-    row = (
-        await session.execute(
-            select(App.id, App.name, App.status, App.installed_at, App.job_id, App.copies_from).where(
-                App.id == app_id, _there
-            )
-        )
-    ).one_or_none()
-    return Standing(**row._asdict()) if row is not None else None
+    row = (await session.execute(select(*_STANDING).where(App.id == app_id, _there))).one_or_none()
+    return Standing(*row) if row is not None else None
 
 
 async def show_app(session: AsyncSession, app_id: str) -> FullAppRow | None:

@@ -108,6 +108,15 @@ def _exit(service: ServiceState) -> str:
     return "" if service.exit_code is None else f" (exit code {service.exit_code})"
 
 
+def stands_still(services: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> bool:
+    """Whether a service that should run is stopped or paused, as the columns of an app say."""
+    finite = {one["name"] for one in expected if one.get("finite")}
+    return any(
+        one["status"] not in {"running", "restarting"} and not (one["name"] in finite and one["exit_code"] == 0)
+        for one in services
+    )
+
+
 def views_of(state: AppState | None, expected: Sequence[Expected]) -> dict[str, Any]:
     """The columns that show what the engine has; without `ports` where it tells none, so that what was known stays."""
     views = {"services": services_view(state, expected), "volumes": volumes_view(state)}

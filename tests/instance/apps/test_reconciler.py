@@ -14,7 +14,7 @@ from quazzar.instance.apps.runtimes.memory import MemoryRuntime
 from quazzar.instance.apps.spec import AppSpec, ServiceSpec
 from quazzar.settings import Settings
 from tests.conftest import RunningApp, running_app
-from tests.factories.apps import SECRET, add_one, add_template, engine_of, install, show, unique, until, web_file
+from tests.factories.apps import SECRET, add_one, add_template, engine_of, install, operate, show, unique, until, web_file
 
 
 async def silent(_: float, __: str) -> None:
@@ -72,6 +72,8 @@ async def test_health(app: RunningApp, admin: httpx.AsyncClient) -> None:
     made = await install(admin, "hello")
     engine_of(app).set_health(made["id"], "web", "unhealthy")
     await until(admin, made["id"], "unhealthy", seconds=2)
+    asked = await admin.post(f"/api/apps/{made['id']}/start")
+    assert (asked.status_code, asked.json()["status"]) == (200, "unhealthy"), "all of it runs: there is nothing to do"
     engine_of(app).set_health(made["id"], "web", "healthy")
     await until(admin, made["id"], "running", seconds=2)
 
@@ -83,6 +85,8 @@ async def test_one_of_two_services(app: RunningApp, admin: httpx.AsyncClient) ->
     unhealthy = await until(admin, made["id"], "unhealthy", seconds=2)
     assert unhealthy["status_reason"] == 'Service "db" is stopped'
     assert {one["name"]: one["status"] for one in unhealthy["services"]} == {"web": "running", "db": "exited"}
+    started = await operate(admin, made["id"], "start", "running")
+    assert {one["name"]: one["status"] for one in started["services"]} == {"web": "running", "db": "running"}
 
 
 async def test_what_happened_while_the_engine_was_away_is_seen_when_it_is_back(
