@@ -14,7 +14,18 @@ from quazzar.instance.apps.runtimes.memory import MemoryRuntime
 from quazzar.instance.apps.spec import AppSpec, ServiceSpec
 from quazzar.settings import Settings
 from tests.conftest import RunningApp, running_app
-from tests.factories.apps import SECRET, add_one, add_template, engine_of, install, operate, show, unique, until, web_file
+from tests.factories.apps import (
+    SECRET,
+    add_one,
+    add_template,
+    engine_of,
+    install,
+    operate,
+    show,
+    unique,
+    until,
+    web_file,
+)
 
 
 async def silent(_: float, __: str) -> None:
