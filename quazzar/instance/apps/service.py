@@ -31,6 +31,7 @@ from quazzar.instance.apps.room import Claim, MachineWatch, Room, refusals, room
 from quazzar.instance.apps.schemas import AppCreate, AppPlan, AppRow, FullAppRow, PortOut, RoomOut, VolumeOut
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import stands_still
+from quazzar.instance.apps.work import STOP_SECONDS
 from quazzar.instance.templates.errors import TemplateNotFound, TemplateVersionNotFound
 from quazzar.instance.templates.service import TemplateService, slug_of
 from quazzar.instance.templates.template import Template
@@ -62,7 +63,7 @@ _START: Final = _Operation(
     jobs.START_SECONDS,
 )
 _STOP: Final = _Operation(
-    jobs.stop, "stopping", ("running", "unhealthy", "crashed", "failed"), ("stopped",), "stopped", jobs.STOP_SECONDS
+    jobs.stop, "stopping", ("running", "unhealthy", "crashed", "failed"), ("stopped",), "stopped", STOP_SECONDS
 )
 _RESTART: Final = _Operation(
     jobs.restart,
