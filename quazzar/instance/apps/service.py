@@ -269,7 +269,8 @@ class AppService:
 
     async def _operate(self, app_id: str, operation: _Operation) -> FullAppRow:
         app = await self._state(app_id)
-        if app.status in operation.done and not (operation is _START and stands_still(app.services, app.expected)):
+        partly_down = app.status == "unhealthy" and stands_still(app.services, app.expected)
+        if app.status in operation.done and not (operation is _START and partly_down):
             return await self.show(app_id)
         if app.installed_at is None and app.status == "failed":
             if operation is _STOP:

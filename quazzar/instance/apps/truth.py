@@ -112,7 +112,7 @@ def stands_still(services: Sequence[dict[str, Any]], expected: Sequence[dict[str
     """Whether a service that should run is stopped or paused, as the columns of an app say."""
     finite = {one["name"] for one in expected if one.get("finite")}
     return any(
-        one["status"] not in {"running", "restarting"} and not (one["name"] in finite and one["exit_code"] == 0)
+        one["status"] not in {"running", "restarting"} and not (one["name"] in finite and one.get("exit_code") == 0)
         for one in services
     )
 
