@@ -1,5 +1,6 @@
 """The HTTP server over real sockets: deadlines, caps, what two servers could read differently, and its end."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -53,6 +54,13 @@ def serving(gate: Any = None, **config: Any) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
+    with serving(drain_seconds=1) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Server]:
+    """One with deadlines that a busy machine may miss: for nothing but the tests of deadlines."""
     gate = toy_gate(toy_app(), limits=MANY, body=BodyRule(seconds=0.4))
     with serving(gate, head_seconds=0.4, keep_alive_seconds=1, write_seconds=0.4, drain_seconds=1) as server:
         yield server
@@ -68,7 +76,23 @@ class Answer(NamedTuple):
 
 
 def dial(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+
+def at_rest(server: Server) -> None:
+    """Wait until the server has dealt with all that it was sent: on a busy machine it is silent before, too."""
+    gate = server.config.app
+    assert isinstance(gate, Gate)
+
+    async def turns() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        while gate.in_flight:
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    asyncio.run_coroutine_threadsafe(turns(), server.servers[0].get_loop()).result(20)
 
 
 def read_answer(reader: Any) -> Answer | None:
@@ -100,16 +124,20 @@ def exchange(server: Server, *parts: bytes, pause: float = 0.02) -> tuple[list[A
             if len(parts) > 1:
                 time.sleep(pause)
         connection.settimeout(0.25)
-        received, ended = b"", False
-        try:
-            while not ended:
+        received, rested, ended = b"", False, False
+        while not ended:
+            try:
                 data = connection.recv(65536)
                 received += data
                 ended = not data
-        except TimeoutError:
-            pass
-        except ConnectionError:
-            ended = True
+            except TimeoutError:
+                if rested:
+                    break
+                at_rest(server)
+                connection.settimeout(0.001)  # what it has sent by now is here
+                rested = True
+            except ConnectionError:
+                ended = True
     return parse_all(received), ended
 
 
@@ -404,7 +432,7 @@ def test_a_body_without_end_is_cut_off(server: Server) -> None:
 
 
 def test_connections_beyond_the_cap_get_a_503() -> None:
-    with serving(max_connections=20, head_seconds=5) as server, contextlib.ExitStack() as stack:
+    with serving(max_connections=20, head_seconds=60) as server, contextlib.ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(dial(server))
         (answer,), ended = exchange(server, OPEN + b"\r\n")
@@ -412,13 +440,12 @@ def test_connections_beyond_the_cap_get_a_503() -> None:
         assert answer.headers["retry-after"] == "1"
         assert ended
         held = [stack.enter_context(dial(server)) for _ in range(10)]
-        time.sleep(0.1)
+        at_rest(server)
         with contextlib.suppress(ConnectionError):
-            held[-1].settimeout(1)
             held[-1].sendall(OPEN + b"\r\n")
             assert held[-1].recv(100) == b""
         stack.close()
-        time.sleep(0.1)
+        at_rest(server)
         (answer,), _ = exchange(server, OPEN + b"\r\n")
         assert answer.status == 200
 
@@ -444,9 +471,9 @@ def drip(connection: socket.socket, data: Callable[[], bytes], stop: threading.E
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET", OPEN, OPEN + b"X: y"])
 @pytest.mark.parametrize("before", [b"", OPEN + b"\r\n"])
-def test_a_head_has_a_deadline_however_it_trickles(server: Server, sent: bytes, before: bytes) -> None:
+def test_a_head_has_a_deadline_however_it_trickles(hasty: Server, sent: bytes, before: bytes) -> None:
     stop = threading.Event()
-    with dial(server) as connection:
+    with dial(hasty) as connection:
         if before:
             connection.sendall(before)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
@@ -457,23 +484,25 @@ def test_a_head_has_a_deadline_however_it_trickles(server: Server, sent: bytes, 
         spent, received = seconds_until_end(connection)
         stop.set()
         dripping.join()
-    assert spent < 3
+    assert spent < 8, "its bytes put the deadline off"
     if sent not in (b"", b"\r\n"):
         assert_envelope(parse_all(received)[0], 400)
 
 
-def test_an_idle_connection_is_closed(server: Server) -> None:
-    with dial(server) as connection:
+def test_an_idle_connection_is_closed(hasty: Server) -> None:
+    with dial(hasty) as connection:
+        asked = time.monotonic()
         connection.sendall(OPEN + b"\r\n")
         connection.recv(65536)
         spent, received = seconds_until_end(connection)
-    assert 0.5 < spent < 3
+        assert time.monotonic() - asked > 0.9
+    assert spent < 8
     assert received == b""
 
 
-def test_a_body_has_a_deadline(server: Server) -> None:
+def test_a_body_has_a_deadline(hasty: Server) -> None:
     stop = threading.Event()
-    with dial(server) as connection, connection.makefile("rb") as reader:
+    with dial(hasty) as connection, connection.makefile("rb") as reader:
         connection.sendall(SIZED + b"1000\r\n\r\n")
         dripping = threading.Thread(target=drip, args=(connection, lambda: b" ", stop))
         dripping.start()
@@ -484,17 +513,17 @@ def test_a_body_has_a_deadline(server: Server) -> None:
         dripping.join()
     assert answer is not None
     assert_envelope(answer, 400, "body_timeout")
-    assert spent < 3
+    assert spent < 8
 
 
-def test_a_caller_that_does_not_read_is_dropped(server: Server) -> None:
+def test_a_caller_that_does_not_read_is_dropped(hasty: Server) -> None:
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", server.port))
+        connection.connect(("127.0.0.1", hasty.port))
+        connection.settimeout(20)
         connection.sendall(b"GET /api/big?size=100000000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        time.sleep(1.2)
-        connection.settimeout(5)
-        received = 0
+        received = len(connection.recv(1))
+        at_rest(hasty)
         with contextlib.suppress(ConnectionError):
             while data := connection.recv(1 << 20):
                 received += len(data)
@@ -517,14 +546,11 @@ def test_a_caller_that_leaves_ends_its_stream(server: Server) -> None:
 def test_500_slow_connections_stop_nobody() -> None:
     gate = toy_gate(toy_app(), limits=MANY, body=BodyRule(seconds=3))
     with serving(gate, head_seconds=3, max_connections=2000) as server, contextlib.ExitStack() as stack:
-        heads, bodies = (
-            [stack.enter_context(dial(server)) for _ in range(250)],
-            [stack.enter_context(dial(server)) for _ in range(250)],
-        )
-        for connection in heads:
-            connection.sendall(b"GET /api/open HT")
-        for connection in bodies:
-            connection.sendall(SIZED + b"1000\r\n\r\n{")
+        slow = []
+        for number in range(500):
+            # Each at once: one that says nothing until its deadline gets no answer.
+            slow.append(stack.enter_context(dial(server)))
+            slow[-1].sendall(SIZED + b"1000\r\n\r\n{" if number % 2 else b"GET /api/open HT")
         times = []
         for _ in range(50):
             started = time.monotonic()
@@ -532,8 +558,7 @@ def test_500_slow_connections_stop_nobody() -> None:
             times.append(time.monotonic() - started)
             assert answer.status == 200
         assert sorted(times)[45] < 0.5
-        for connection in (*heads, *bodies):
-            connection.settimeout(10)
+        for connection in slow:
             with connection.makefile("rb") as reader:
                 late = read_answer(reader)
             assert late is not None
@@ -710,43 +735,50 @@ def process(drain_seconds: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
             running.kill()
 
 
+def begin(port: int) -> tuple[socket.socket, Any]:
+    """A request that the process has begun to serve, and that goes on until its body of two bytes is sent."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(SIZED + b"2\r\nExpect: 100-continue\r\n\r\n")
+    reader = connection.makefile("rb")
+    assert reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+    reader.readline()
+    return connection, reader
+
+
 def test_a_signal_lets_requests_finish() -> None:
-    with process(10) as (running, port), socket.create_connection(("127.0.0.1", port)) as busy:
-        idle = socket.create_connection(("127.0.0.1", port))
-        busy.sendall(b"GET /api/slow?seconds=0.8 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        time.sleep(0.3)
+    with process(10) as (running, port), socket.create_connection(("127.0.0.1", port)) as idle:
+        busy, reader = begin(port)
         running.send_signal(signal.SIGTERM)
-        with busy.makefile("rb") as reader:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "draining\n"
+        assert idle.recv(1) == b""
+        with busy, reader:
+            busy.sendall(b"{}")
             answer = read_answer(reader)
         assert answer is not None
         assert (answer.status, answer.headers["connection"]) == (200, "close")
-        assert idle.recv(1) == b""
-        idle.close()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
-        assert running.wait(5) == 0
-        assert running.stdout is not None
-        assert running.stdout.read() == "draining\nended\n"
+        assert running.wait(20) == 0
+        assert running.stdout.read() == "ended\n"
 
 
 def test_what_does_not_finish_is_cut_off() -> None:
-    with process(1) as (running, port), socket.create_connection(("127.0.0.1", port)) as busy:
-        busy.sendall(b"GET /api/slow?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        time.sleep(0.2)
-        started = time.monotonic()
-        running.send_signal(signal.SIGINT)
-        assert running.wait(10) == 0
-        assert 0.8 < time.monotonic() - started < 5
+    with process(1) as (running, port):
+        busy, reader = begin(port)
+        with busy, reader:
+            started = time.monotonic()
+            running.send_signal(signal.SIGINT)
+            assert running.wait(20) == 0
+            assert 0.8 < time.monotonic() - started < 15
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    with process(20) as (running, port), socket.create_connection(("127.0.0.1", port)) as busy:
-        busy.sendall(b"GET /api/slow?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        time.sleep(0.2)
-        running.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert running.poll() is None
-        started = time.monotonic()
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(5) == 128 + signal.SIGTERM
-        assert time.monotonic() - started < 1
+    with process(60) as (running, port):
+        busy, reader = begin(port)
+        with busy, reader:
+            running.send_signal(signal.SIGTERM)
+            assert running.stdout is not None
+            assert running.stdout.readline() == "draining\n"
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(20) == 128 + signal.SIGTERM
