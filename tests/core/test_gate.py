@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 import structlog
+import time_machine
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from quazzar.core.exchange import Receive, Scope, Send
@@ -18,6 +19,13 @@ from tests.core.edge_app import Tokens, raw_app, toy_app, toy_gate
 
 APP = toy_app()
 FEW = parse_bucket("instance", "5/minute")
+
+
+@pytest.fixture(autouse=True)
+def one_minute() -> Iterator[None]:
+    """No minute ends within a test: its counts would begin anew."""
+    with time_machine.travel(1_767_268_812.0, tick=False):
+        yield
 
 
 def client_of(gate: Gate, address: str = "198.51.100.7", **options: Any) -> httpx.AsyncClient:
@@ -693,12 +701,12 @@ async def test_a_caller_that_leaves_amid_its_body_is_no_fault_of_ours() -> None:
     assert lines == []
 
 
+FILES = ("instance", "/api/files/{name}")
 RULES = {
     ("instance", "/api/auth/login"): BodyRule(limit=64 * 1024),
-    ("instance", "/api/files/{name}"): BodyRule(
-        limit=3_000_000, types=("application/octet-stream", "application/yaml"), seconds=0.3, stream=True
-    ),
+    FILES: BodyRule(limit=3_000_000, types=("application/octet-stream", "application/yaml"), stream=True),
 }
+HASTY = {FILES: BodyRule(types=("application/octet-stream",), seconds=0.3, stream=True)}
 
 
 async def test_paths_have_limits_of_their_own() -> None:
@@ -727,6 +735,7 @@ async def test_a_stream_is_handed_on_chunk_by_chunk() -> None:
     async def receive() -> Any:
         await asyncio.sleep(30)
 
+    gate = toy_gate(APP, bodies=HASTY)
     status, _, answer = await call(gate, "PUT", "/api/files/a", headers=headers, receive=receive)
     assert (status, json.loads(answer)["code"]) == (400, "body_timeout")
 
