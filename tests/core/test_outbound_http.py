@@ -37,7 +37,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 async def http() -> AsyncIterator[OutboundHttp]:
-    client = OutboundHttp(OutboundPolicy(LOOPBACK), connect_seconds=0.5, total_seconds=1.0)
+    client = OutboundHttp(OutboundPolicy(LOOPBACK), connect_seconds=20.0, total_seconds=20.0)
     yield client
     await client.close()
 
@@ -89,12 +89,14 @@ async def test_no_proxy_of_the_environment(
 
 
 @pytest.mark.parametrize("behaviour", [hang, drip, drip_head])
-async def test_s40_slow_answers_end(http: OutboundHttp, receiver: Receiver, behaviour: Behaviour) -> None:
+async def test_s40_slow_answers_end(receiver: Receiver, behaviour: Behaviour) -> None:
     receiver.script["/hook"] = [behaviour]
+    http = OutboundHttp(OutboundPolicy(LOOPBACK), connect_seconds=20.0, total_seconds=1.0)
     started = time.monotonic()
-    with pytest.raises(OutboundFailed, match="within 1 seconds"):
+    with pytest.raises(OutboundFailed, match="No whole answer within 1 seconds"):
         await post(http, receiver.url())
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
+    await http.close()
 
 
 @pytest.mark.parametrize("behaviour", [reset, garbage, many_headers])
@@ -119,14 +121,16 @@ async def test_s40_huge_answers_are_cut(http: OutboundHttp, receiver: Receiver) 
 async def test_nobody_listens(http: OutboundHttp) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(OutboundFailed, match="refused"):
-        await post(http, f"http://127.0.0.1:{port}/")
+        # It stays ours, so that nobody else begins to listen there.
+        with pytest.raises(OutboundFailed, match="refused"):
+            await post(http, f"http://127.0.0.1:{free.getsockname()[1]}/")
 
 
-async def test_plain_http_to_a_tls_address_fails(http: OutboundHttp, receiver: Receiver) -> None:
+async def test_plain_http_to_a_tls_address_fails(receiver: Receiver) -> None:
+    http = OutboundHttp(OutboundPolicy(LOOPBACK), connect_seconds=0.5, total_seconds=20.0)
     with pytest.raises(OutboundFailed, match=r"No connection|TLS|closed"):
         await post(http, receiver.url().replace("http:", "https:"))
+    await http.close()
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:

@@ -101,9 +101,9 @@ StartEngine = Callable[..., AbstractAsyncContextManager[Webhooks]]
 def engine(database: Database, keyring: Keyring) -> StartEngine:
     @contextlib.asynccontextmanager
     async def start(
-        schedule: tuple[float, ...] = SCHEDULE, *, total_seconds: float = 1.0, **options: Any
+        schedule: tuple[float, ...] = SCHEDULE, *, total_seconds: float = 20.0, **options: Any
     ) -> AsyncIterator[Webhooks]:
-        http = OutboundHttp(LOOPBACK, connect_seconds=0.5, total_seconds=total_seconds)
+        http = OutboundHttp(LOOPBACK, connect_seconds=20.0, total_seconds=total_seconds)
         running = Webhooks(database, keyring, LOOPBACK, schedule, http=http, **options)
         await running.start()
         try:

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import hmac
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
@@ -16,6 +17,8 @@ class Request(msgspec.Struct):
     headers: dict[str, str]
     body: bytes
     connection: int
+    at: float
+    """When it had come whole, by the monotonic clock."""
 
     @property
     def event_id(self) -> str:
@@ -65,7 +68,7 @@ class Receiver:
                 method, path, _ = first.split(" ")
                 headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
-                request = Request(method, path, headers, body, number)
+                request = Request(method, path, headers, body, number, time.monotonic())
                 self.requests.append(request)
                 self.at_once[path] = self.at_once.get(path, 0) + 1
                 self.most_at_once[path] = max(self.most_at_once.get(path, 0), self.at_once[path])

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from quazzar.app import gate_config
 from quazzar.core.auth import Principal, Realm
@@ -199,16 +199,21 @@ async def test_a_test_holds_no_transaction(app: RunningApp, admin: httpx.AsyncCl
     made = await make(admin, url=receiver.url())
     waiting = asyncio.create_task(admin.post(f"/api/webhooks/{made['id']}/test"))
     await receiver.until("/hook", 1)
-    async with app.database.begin() as session:
-        idle = await session.execute(
-            text(
-                "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
-                " AND datname = current_database()"
-            )
-        )
-        assert idle.scalar_one() == 0
+    idle = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()"
+    )
+    # What works beside the requests has one for a moment, now and then.
+    async with asyncio.timeout(10):
+        while await _count(app, idle):
+            await asyncio.sleep(0.02)
+    assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _count(app: RunningApp, query: TextClause) -> int:
+    async with app.database.begin() as session:
+        return int((await session.execute(query)).scalar_one())
 
 
 async def test_a_test_under_a_key_is_sent_once(admin: httpx.AsyncClient, receiver: Receiver) -> None:
