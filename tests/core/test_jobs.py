@@ -153,6 +153,12 @@ async def status_is(database: Database, job_id: str, status: str) -> bool:
     return bool((await row_of(database, job_id)).status == status)
 
 
+@pytest.fixture
+def rare_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker looks around at its start alone: what comes about is no find of its beats."""
+    monkeypatch.setattr("quazzar.core.jobs.worker.BEAT_SECONDS", 3600.0)
+
+
 @pytest.fixture(autouse=True)
 async def clean(database: Database) -> None:
     async with database.begin() as session:
@@ -208,9 +214,7 @@ async def test_wrong_arguments_are_refused_when_enqueueing(database: Database) -
 async def test_a_delayed_job_waits(database: Database) -> None:
     async with working(database):
         made = await make(database, note, word="later", delay_seconds=0.6)
-        await asyncio.sleep(0.3)
-        assert (await row_of(database, made)).status == "queued"
-        row = await ended(database, made, within=3)
+        row = await ended(database, made)
         assert row.started_at - row.created_at >= timedelta(seconds=0.6)
 
 
@@ -292,15 +296,14 @@ async def test_a_queued_job_is_cancelled_at_once(database: Database) -> None:
         assert worker.resources[SEEN] == ["next"]
 
 
+@pytest.mark.usefixtures("rare_beats")
 async def test_a_running_job_is_interrupted(database: Database) -> None:
     async with working(database) as worker:
         made = await make(database, wait, word="a")
         await until(lambda: worker.resources[SEEN] == ["a"])
-        asked = time.monotonic()
         async with database.begin() as session:
             assert await cancel(session, made)
         row = await ended(database, made)
-        assert time.monotonic() - asked < 3
     assert (row.status, row.error) == ("cancelled", None)
     assert await value(database, "SELECT count(*) FROM pgqueuer") == 0
     async with working(database) as worker:
@@ -319,7 +322,7 @@ async def test_a_cancellation_that_nobody_heard_is_seen_by_the_next_beat(
         await until(lambda: status_is(database, made, "running"))
         await value(database, "UPDATE jobs SET cancel_requested_at = now() WHERE id = :id", id=made)
         assert (await ended(database, made)).status == "cancelled"
-        assert worker.is_alive
+        await until(lambda: worker.is_alive)
 
 
 async def test_a_job_that_must_end_is_not_cancelled(database: Database) -> None:
@@ -343,7 +346,7 @@ def test_code_in_threads_asks_whether_it_is_cancelled(database: Database) -> Non
 async def test_progress_and_log_are_seen_while_it_runs(database: Database) -> None:
     async with working(database) as worker:
         made = await make(database, wait, word="a")
-        await until(lambda: lines_of(database, made), within=2)
+        await until(lambda: lines_of(database, made))
         row = await row_of(database, made)
         assert (row.status, row.progress, row.step) == ("running", 0.5, "Waiting at the gate")
         worker.resources[GATE].set()
@@ -407,13 +410,14 @@ async def test_no_more_of_a_kind_run_than_it_allows(database: Database) -> None:
         await asyncio.sleep(0.5)
         assert len(resources[SEEN]) == 2
         # Another kind is not held up.
-        await ended(database, await make(database, note, word="other"), within=2)
+        await ended(database, await make(database, note, word="other"))
         resources[GATE].set()
         for each in made:
             await ended(database, each)
     assert len(resources[SEEN]) == 6
 
 
+@pytest.mark.usefixtures("rare_beats")
 async def test_a_worker_that_was_taken_over_changes_nothing(database: Database) -> None:
     async with working(database, grace=0.1) as worker:
         made = await make(database, wait, word="a")
@@ -453,7 +457,7 @@ async def test_leases_are_renewed_by_the_databases_clock(database: Database, mon
         made = await make(database, wait, word="a")
         await until(lambda: status_is(database, made, "running"))
         before = await value(database, "SELECT heartbeat FROM pgqueuer")
-        await until(lambda: _later(database, before), within=2)
+        await until(lambda: _later(database, before))
 
 
 async def _later(database: Database, before: datetime) -> bool:
@@ -478,7 +482,7 @@ async def test_an_expired_lease_is_taken_over_even_when_its_owner_seems_alive(da
     await holder.execute(sql, str(rival))
     await value(
         database,
-        "UPDATE pgqueuer SET status = 'picked', queue_manager_id = :rival, heartbeat = now() - interval '29 seconds'",
+        "UPDATE pgqueuer SET status = 'picked', queue_manager_id = :rival, heartbeat = now() - interval '20 seconds'",
         rival=rival,
     )
     await value(database, "UPDATE jobs SET status = 'running', attempts = 1")
@@ -486,7 +490,7 @@ async def test_an_expired_lease_is_taken_over_even_when_its_owner_seems_alive(da
         await asyncio.sleep(0.3)
         assert (await row_of(database, made)).status == "running"
         await value(database, "UPDATE pgqueuer SET heartbeat = now() - interval '31 seconds'")
-        row = await ended(database, made, within=15)
+        row = await ended(database, made, within=30)
     assert (row.status, row.attempts, row.interruptions) == ("completed", 2, 1)
     await holder.close()
 
@@ -497,7 +501,7 @@ async def test_a_lost_answer_to_a_claim_strands_no_job(database: Database) -> No
     worker = Worker(database, resources_of(), kinds=KINDS, schedules={})
     await value(database, "UPDATE pgqueuer SET status = 'picked', queue_manager_id = :owner", owner=worker.owner)
     await worker.start()
-    assert (await ended(database, made, within=3)).status == "completed"
+    assert (await ended(database, made)).status == "completed"
     await worker.stop(0.1)
 
 
@@ -566,15 +570,17 @@ async def test_a_running_job_may_end_during_shutdown(database: Database) -> None
     assert (await row_of(database, queued)).status == "queued"
 
 
+@pytest.mark.usefixtures("rare_beats")
 async def test_a_shutdown_hands_running_jobs_to_others_at_once(database: Database) -> None:
     first, second = resources_of(), resources_of()
     second[GATE].set()
     async with working(database, resources=first, grace=0.1) as worker:
         made = await make(database, wait, word="a")
-        await until(lambda: first[SEEN] == ["a"])
+        await until(lambda: lines_of(database, made))
         async with working(database, resources=second, grace=1):
             await worker.stop(0.1)
-            row = await ended(database, made, within=2)
+            row = await ended(database, made)
+    assert first[SEEN] == ["a"]
     assert (row.status, row.attempts, row.interruptions) == ("completed", 2, 1)
     assert second[SEEN] == ["a"]
     assert await lines_of(database, made) == ["a waits", "a waits", "a passed"]
@@ -614,21 +620,20 @@ async def victim(database: Database, tmp_path: Path, identity: str = "") -> Asyn
         await process.wait()
 
 
-@pytest.mark.parametrize(("identity", "within"), [("this folder", 4.0), ("", 8.0)])
+@pytest.mark.parametrize(("identity", "suspect_seconds"), [("this folder", 3600.0), ("", 2.0)])
 async def test_a_killed_workers_job_is_run_again_soon(
-    database: Database, tmp_path: Path, identity: str, within: float
+    database: Database, tmp_path: Path, identity: str, suspect_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("quazzar.core.jobs.worker.SUSPECT_SECONDS", suspect_seconds)
     made = await make(database, wait, word="a")
     async with victim(database, tmp_path, identity) as process:
         await until(lambda: lines_of(database, made), within=20)
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
-    killed = time.monotonic()
     resources = resources_of()
     resources[GATE].set()
     async with working(database, resources=resources, identity=identity or None):
-        row = await ended(database, made)
-    assert time.monotonic() - killed < within
+        row = await ended(database, made, within=20)  # its lease lasts longer
     assert (row.status, row.attempts, row.interruptions) == ("completed", 2, 1)
     assert await lines_of(database, made) == ["the victim has it", "a waits", "a passed"]
 

