@@ -7,6 +7,7 @@ import email
 import email.policy
 import ipaddress
 import re
+import socket
 import ssl
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -136,9 +137,16 @@ def authenticate(box: MailBox) -> Any:
 
 @contextlib.asynccontextmanager
 async def mail_server(
-    box: MailBox, *, tls: Literal["none", "starttls", "tls"] = "none", given: Certificates | None = None, port: int = 0
+    box: MailBox,
+    *,
+    tls: Literal["none", "starttls", "tls"] = "none",
+    given: Certificates | None = None,
+    port: int = 0,
+    bound: socket.socket | None = None,
 ) -> AsyncIterator[None]:
-    """Serves `box`, at its port of before where `port` says so. With TLS it asks for the login."""
+    """Serves `box`, at its port of before where `port` says so, or where `bound` has held one. With TLS it asks for the
+    login.
+    """
     options: dict[str, Any] = {"hostname": "mail.test", "enable_SMTPUTF8": True}
     context = given.server if given is not None else None
     if tls != "none":
@@ -157,7 +165,8 @@ async def mail_server(
             protocols.append(SMTP(box, loop=loop, **options))
         return protocols[-1]
 
-    server = await loop.create_server(made, "127.0.0.1", port, ssl=context if tls == "tls" else None)
+    where: dict[str, Any] = {"host": "127.0.0.1", "port": port} if bound is None else {"sock": bound}
+    server = await loop.create_server(made, **where, ssl=context if tls == "tls" else None)
     box.port = server.sockets[0].getsockname()[1]
     try:
         yield

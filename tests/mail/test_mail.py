@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from sqlalchemy import text
 from quazzar.cli import doctor
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database, see_all_tenants
-from quazzar.core.jobs import KEYRING, Resources, Worker, wait_for
+from quazzar.core.jobs import KEYRING, Resources, Worker, enqueued, wait_for
 from quazzar.core.records import Caller
 from quazzar.core.secret import Secret
 from quazzar.mail.jobs import MAIL_PAUSES, MAIL_SERVER, deliver
@@ -66,11 +67,11 @@ def with_login(port: int, tls: str = "starttls", password: str = PASSWORD) -> Se
 
 @contextlib.asynccontextmanager
 async def working(
-    database: Database, keyring: Keyring, settings: Settings, pause: float = 0.05
+    database: Database, keyring: Keyring, settings: Settings, pauses: tuple[float, ...] = (0.05, 0.05, 0.2, 0.5, 1, 2)
 ) -> AsyncIterator[Worker]:
     resources = Resources()
     resources[KEYRING] = keyring
-    resources[MAIL_PAUSES] = (pause,)
+    resources[MAIL_PAUSES] = pauses
     if mail_configured(settings):
         resources[MAIL_SERVER] = MailServer(settings)
     worker = Worker(database, resources, kinds={deliver.kind: deliver}, schedules={})
@@ -87,8 +88,8 @@ async def send(database: Database, **values: Any) -> str:
         await send_mail(
             session, **{"to": TO, "subject": "Hello", "text": "A link:\n\nhttps://x/#token=canary\n"} | values
         )
-    (row,) = [row for row in await rows(database) if row.status == "queued"]
-    return str(row.id)
+        (job_id,) = enqueued(session)
+    return job_id
 
 
 async def rows(database: Database) -> Any:
@@ -210,15 +211,15 @@ async def test_what_is_refused_for_now_is_sent_later(database: Database, keyring
 
 
 async def test_a_server_that_is_down_and_comes_up(database: Database, keyring: Keyring, box: MailBox) -> None:
-    async with mail_server(box):
-        port = box.port
-    async with working(database, keyring, settings_of(port)):
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))  # ours, though nobody listens there yet
+    async with working(database, keyring, settings_of(bound.getsockname()[1])):
         job_id = await send(database)
         async with asyncio.timeout(20):
             while (found := (await rows(database))[0]).error is None:
                 await asyncio.sleep(0.02)
         assert found.error == "The mail server can't be reached, or the connection broke"
-        async with mail_server(box, port=port):
+        async with mail_server(box, bound=bound):
             row = await ended(database, job_id)
     assert row.status == "completed"
     assert len(box.mails) == 1
@@ -230,7 +231,7 @@ async def test_a_wrong_login_is_tried_again_and_told(
     with trusting(given.authority):
         async with mail_server(box, tls="starttls", given=given):
             settings = with_login(box.port, password="canary-wrong")
-            async with working(database, keyring, settings, pause=0.01):
+            async with working(database, keyring, settings, pauses=(0.01,)):
                 row = await ended(database, await send(database))
     assert (row.status, row.attempts) == ("failed", deliver.max_attempts)
     assert row.error == "The mail server refuses the login (535); see smtp.username and smtp.password"
@@ -245,9 +246,8 @@ async def test_a_server_that_falls_silent(
         job_id = await send(database)
         await box.wait_for(TO)
         async with asyncio.timeout(20):
-            while (found := (await rows(database))[0]).error is None:
+            while (await rows(database))[0].error != "The mail server does not answer in time":
                 await asyncio.sleep(0.02)
-        assert found.error == "The mail server does not answer in time"
         box.silent = False
         row = await ended(database, job_id)
     assert row.status == "completed"
