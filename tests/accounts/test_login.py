@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from quazzar.accounts import guesses
+from quazzar.accounts import guesses, store
 from quazzar.core.crypto import Keyring
 from quazzar.core.db import Database
 from quazzar.core.tokens import INSTANCE_ACCESS, INSTANCE_STEP, PANEL_ACCESS, Tokens
@@ -95,16 +95,19 @@ async def test_s21_they_take_the_same_time(app: RunningApp, user: MadeUser, monk
         monkeypatch.setattr(guesses, name, msgspec.structs.replace(limit, amount=100_000))
     async with app.client() as client:
         await log_in(client, user)  # from now on with a hash of today's parameters
-        times: dict[str, list[float]] = {user.name: [], "u-0123456789ab": []}
-        for _ in range(40):
-            for name, taken in times.items():
-                started = time.perf_counter()
-                answer = await client.post("/api/auth/login", json={"username": name, "password": "wrong"})
-                taken.append(time.perf_counter() - started)
-                assert answer.status_code == 401
-    known, unknown = (statistics.median(taken) for taken in times.values())
-    # The machine is shared: the real difference is below this, a missing hash would be far above.
-    assert unknown == pytest.approx(known, rel=0.2)
+        # The machine is shared: the real difference is below this, a missing hash would be far above, each time.
+        for _ in range(3):
+            times: dict[str, list[float]] = {user.name: [], "u-0123456789ab": []}
+            for _ in range(40):
+                for name, taken in times.items():
+                    started = time.perf_counter()
+                    answer = await client.post("/api/auth/login", json={"username": name, "password": "wrong"})
+                    taken.append(time.perf_counter() - started)
+                    assert answer.status_code == 401
+            known, unknown = (statistics.median(taken) for taken in times.values())
+            if unknown == pytest.approx(known, rel=0.2):
+                return
+    pytest.fail(f"{known:.4f} s for who is known, {unknown:.4f} s for who is not")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,13 @@ async def test_after_some_failures_each_guess_waits_longer_and_then_is_sent_away
         if seconds > 0:
             waited.append(seconds)
 
+    async def read(*arguments: Any) -> tuple[int, float]:
+        failures, _ = await read_attempts(*arguments)
+        return failures, 0.1
+
+    read_attempts = store.read_attempts
     monkeypatch.setattr(guesses.Guesses, "wait", wait)
+    monkeypatch.setattr(store, "read_attempts", read)
     for name in (user.name, "nobody-here"):
         waited.clear()
         statuses = []
@@ -233,8 +242,8 @@ async def test_after_some_failures_each_guess_waits_longer_and_then_is_sent_away
                 statuses.append(answer.status_code)
             # Five at once, five with growing waits, then 429; unknown names alike.
             assert statuses == [401] * 10 + [429] * 2
-            assert [round(wait, 2) for wait in waited] == pytest.approx([0.25, 0.5, 1, 2, 4], abs=0.2)
-            assert 1 <= int(answer.headers["retry-after"]) <= 8
+            assert waited == pytest.approx([0.15, 0.4, 0.9, 1.9, 3.9])
+            assert answer.headers["retry-after"] == "8"
             assert answer.json()["code"] == "rate_limited"
     # From elsewhere the right password still opens.
     async with app.client("198.51.100.1") as client:
