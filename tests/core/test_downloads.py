@@ -98,7 +98,9 @@ async def test_a_caller_who_leaves_ends_it() -> None:
             await asyncio.sleep(0)
 
     taking = asyncio.create_task(take())
-    await asyncio.sleep(0.02)
+    async with asyncio.timeout(20):
+        while not source.given:
+            await asyncio.sleep(0.01)
     taking.cancel()
     await asyncio.gather(taking, return_exceptions=True)
     await asyncio.wait_for(source.closed.wait(), 5)

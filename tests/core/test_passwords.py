@@ -59,11 +59,16 @@ async def test_s21_an_unknown_user_costs_as_much_as_a_known_one(passwords: Passw
         assert not _verify(password_hash or passwords._unknown, _plain("wrong"))
         return time.thread_time() - started
 
-    known, unknown = [], []
-    for _ in range(15):
-        known.append(await seconds(made))
-        unknown.append(await seconds(None))
-    assert statistics.median(unknown) == pytest.approx(statistics.median(known), rel=0.15)
+    # A machine that others use as well is uneven at times; a hash that is not made is missing each time.
+    for _ in range(3):
+        known, unknown = [], []
+        for _ in range(15):
+            known.append(await seconds(made))
+            unknown.append(await seconds(None))
+        if statistics.median(unknown) == pytest.approx(statistics.median(known), rel=0.15):
+            break
+    else:
+        pytest.fail(f"{statistics.median(known):.4f} s for who is known, {statistics.median(unknown):.4f} s for others")
     assert not await passwords.verify(None, "wrong")
 
 

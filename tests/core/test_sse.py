@@ -17,8 +17,10 @@ async def numbers(count: int, closed: list[bool] | None = None) -> AsyncIterator
             closed.append(True)
 
 
-async def silent(closed: list[bool]) -> AsyncIterator[ServerEvent]:
+async def silent(closed: list[bool], begun: asyncio.Event | None = None) -> AsyncIterator[ServerEvent]:
     try:
+        if begun is not None:
+            begun.set()
         await asyncio.sleep(60)
         yield ServerEvent(data=None)
     finally:
@@ -43,7 +45,7 @@ async def test_a_stream_ends_with_its_events() -> None:
 async def test_silence_is_broken_by_comments() -> None:
     closed: list[bool] = []
     stream = encoded(silent(closed), Streams(), heartbeat_seconds=0.05)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         chunks = [await anext(stream) for _ in range(4)]
     assert all(chunk.startswith(b": ") and chunk.endswith(b"\n\n") for chunk in chunks)
     await stream.aclose()  # type: ignore[attr-defined]
@@ -57,7 +59,7 @@ async def test_closing_all_streams_ends_open_and_later_ones() -> None:
         await anext(stream)
     assert streams.open == 1
     streams.close()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         assert [chunk async for chunk in stream] == []
     assert closed == [True]
     assert len([chunk async for chunk in encoded(numbers(3), streams)]) == 1
@@ -71,23 +73,25 @@ async def test_a_revoked_credential_ends_the_stream(monkeypatch: pytest.MonkeyPa
         return next(answers)
 
     closed: list[bool] = []
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert len([chunk async for chunk in encoded(silent(closed), Streams(), allowed)]) == 1
     assert closed == [True]
 
 
 async def test_a_client_that_goes_leaves_nothing_behind() -> None:
-    streams, closed = Streams(), list[bool]()
+    streams, closed, begun = Streams(), list[bool](), asyncio.Event()
 
     async def read() -> None:
-        async for _ in encoded(silent(closed), streams):
+        async for _ in encoded(silent(closed, begun), streams):
             pass
 
     reading = asyncio.create_task(read())
-    await asyncio.sleep(0.05)
+    await begun.wait()
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(20):
+        while streams.open or not closed:
+            await asyncio.sleep(0.01)
     assert closed == [True]
     assert streams.open == 0
 
