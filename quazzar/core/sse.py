@@ -136,9 +136,9 @@ async def encoded(
         while not streams.closed.is_set():
             if coming is None:
                 coming = asyncio.create_task(_next(events))
-            await asyncio.wait(
-                {coming, closing}, timeout=min(silence, CHECK_SECONDS), return_when=asyncio.FIRST_COMPLETED
-            )
+            # Whatever comes meanwhile does not put the next look at the credential off.
+            left = silence if allowed is None else max(0.0, checked_at + CHECK_SECONDS - loop.time())
+            await asyncio.wait({coming, closing}, timeout=min(silence, left), return_when=asyncio.FIRST_COMPLETED)
             now = loop.time()
             if allowed is not None and now - checked_at >= CHECK_SECONDS:
                 checked_at = now

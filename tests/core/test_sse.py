@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,28 @@ async def test_a_revoked_credential_ends_the_stream(monkeypatch: pytest.MonkeyPa
     async with asyncio.timeout(20):
         assert len([chunk async for chunk in encoded(silent(closed), Streams(), allowed)]) == 1
     assert closed == [True]
+
+
+async def test_what_comes_does_not_put_the_look_at_the_credential_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quazzar.core.sse.CHECK_SECONDS", 60.0)
+    wait, waits = asyncio.wait, list[float]()
+
+    async def noted(*arguments: Any, timeout: float | None = None, **options: Any) -> Any:
+        waits.append(timeout or 0)
+        return await wait(*arguments, timeout=timeout, **options)
+
+    async def allowed() -> bool:
+        return True
+
+    async def source() -> AsyncIterator[ServerEvent]:
+        for number in range(3):
+            await asyncio.sleep(0.1)
+            yield ServerEvent(data=number)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
+    chunks = [chunk async for chunk in encoded(source(), Streams(), allowed, heartbeat_seconds=100)]
+    assert len(chunks) == 4
+    assert all(left <= 60 - 0.09 * number for number, left in enumerate(waits))
 
 
 async def test_a_client_that_goes_leaves_nothing_behind() -> None:
