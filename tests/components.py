@@ -109,55 +109,62 @@ class Namespace(NamedTuple):
 
 
 @contextlib.contextmanager
+def _own_network() -> Iterator[tuple[str, str]]:
+    """Two addresses that no other test on this machine has meanwhile: of a /30 of the range for benchmarks of networks
+    (RFC 2544), which no machine routes.
+    """
+    while True:
+        number = random.SystemRandom().randrange(2**15)
+        with socket.socket(socket.AF_UNIX) as claim:
+            try:
+                # An abstract name: of one process at a time, and gone with it.
+                claim.bind(f"\0quazzar-tests-network-{number}")
+            except OSError:
+                continue
+            base = ipaddress.ip_address("198.18.0.0") + 4 * number
+            yield str(base + 1), str(base + 2)
+            return
+
+
+@contextlib.contextmanager
 def network_namespace() -> Iterator[Namespace]:
     name = "q" + secrets.token_hex(4)[:7]
-    # A /30 of the range for benchmarks of networks (RFC 2544), which no machine routes.
-    base = ipaddress.ip_address("198.18.0.0") + 4 * random.SystemRandom().randrange(2**15)
-    gateway, address = str(base + 1), str(base + 2)
-    _run("ip", "netns", "add", name)
-    try:
-        _run("ip", "link", "add", f"{name}h", "type", "veth", "peer", "name", f"{name}c", "netns", name)
-        _run("ip", "addr", "add", f"{gateway}/30", "dev", f"{name}h")
-        _run("ip", "link", "set", f"{name}h", "up")
-        _run("ip", "-n", name, "addr", "add", f"{address}/30", "dev", f"{name}c")
-        _run("ip", "-n", name, "link", "set", f"{name}c", "up")
-        _run("ip", "-n", name, "link", "set", "lo", "up")
-        _run("ip", "-n", name, "route", "add", "default", "via", gateway)
-        yield Namespace(name, address, gateway)
-    finally:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            _run("ip", "netns", "del", name)
+    with _own_network() as (gateway, address):
+        _run("ip", "netns", "add", name)
+        try:
+            yield _joined(name, gateway, address)
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _run("ip", "netns", "del", name)
+
+
+def _joined(name: str, gateway: str, address: str) -> Namespace:
+    _run("ip", "link", "add", f"{name}h", "type", "veth", "peer", "name", f"{name}c", "netns", name)
+    _run("ip", "addr", "add", f"{gateway}/30", "dev", f"{name}h")
+    _run("ip", "link", "set", f"{name}h", "up")
+    _run("ip", "-n", name, "addr", "add", f"{address}/30", "dev", f"{name}c")
+    _run("ip", "-n", name, "link", "set", f"{name}c", "up")
+    _run("ip", "-n", name, "link", "set", "lo", "up")
+    _run("ip", "-n", name, "route", "add", "default", "via", gateway)
+    return Namespace(name, address, gateway)
 
 
 @contextlib.contextmanager
 def link_between(one: Namespace, other: Namespace) -> Iterator[tuple[str, str]]:
     """A cable from one namespace to the other; gives the address of each at its end."""
     name = "q" + secrets.token_hex(4)[:7]
-    base = ipaddress.ip_address("198.18.0.0") + 4 * random.SystemRandom().randrange(2**15)
-    ends = ((one, f"{name}a", str(base + 1)), (other, f"{name}b", str(base + 2)))
-    _run(
-        "ip",
-        "link",
-        "add",
-        f"{name}a",
-        "netns",
-        one.name,
-        "type",
-        "veth",
-        "peer",
-        "name",
-        f"{name}b",
-        "netns",
-        other.name,
-    )
-    for namespace, device, address in ends:
-        _run("ip", "-n", namespace.name, "addr", "add", f"{address}/30", "dev", device)
-        _run("ip", "-n", namespace.name, "link", "set", device, "up")
-    try:
-        yield ends[0][2], ends[1][2]
-    finally:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            _run("ip", "-n", one.name, "link", "del", f"{name}a")
+    with _own_network() as addresses:
+        ends = ((one, f"{name}a", addresses[0]), (other, f"{name}b", addresses[1]))
+        pair = ("netns", one.name, "type", "veth", "peer", "name", f"{name}b", "netns", other.name)
+        _run("ip", "link", "add", f"{name}a", *pair)
+        for namespace, device, address in ends:
+            _run("ip", "-n", namespace.name, "addr", "add", f"{address}/30", "dev", device)
+            _run("ip", "-n", namespace.name, "link", "set", device, "up")
+        try:
+            yield addresses
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _run("ip", "-n", one.name, "link", "del", f"{name}a")
 
 
 class EngineAnswer(NamedTuple):

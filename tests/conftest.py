@@ -19,7 +19,7 @@ import structlog
 from argon2 import PasswordHasher
 
 from quazzar.app import Application, create_app
-from quazzar.core import passwords
+from quazzar.core import db, passwords
 from quazzar.core.crypto import Keyring, parse_keys
 from quazzar.core.db import Database
 from quazzar.core.migrations import upgrade
@@ -30,6 +30,9 @@ from tests.documents import Documents
 
 PASSWORD = "correct horse battery staple"
 LONG_MARKS = ("fuzz", "slow", "torture")
+
+# Who waits for a connection is turned away after two seconds: on a busy machine that met crowds of requests at random.
+db.POOL_WAIT_SECONDS = 20
 
 # Some plugin brings rich, and with it tracebacks that show every local variable and hold the event loop for seconds.
 structlog.configure(
