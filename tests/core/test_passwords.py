@@ -104,10 +104,11 @@ async def test_room_of_callers_who_left_is_given_back() -> None:
 
 async def test_the_event_loop_goes_on_while_hashes_are_made(passwords: Passwords) -> None:
     hashing = asyncio.gather(*(passwords.verify(None, "x") for _ in range(12)))
-    late = []
+    late, began = [], time.perf_counter()
     while not hashing.done():
         started = time.perf_counter()
         await asyncio.sleep(0.001)
         late.append(time.perf_counter() - started)
     await hashing
-    assert statistics.median(late) < 0.03
+    # Held up by hashes, it would wait for one each time; on a busy machine those take longer, too.
+    assert statistics.median(late) < max(0.03, (time.perf_counter() - began) / 12 / 2)

@@ -34,7 +34,8 @@ async def talk(run: JobRun, *, lines: int, followed: bool = False) -> None:
     for number in range(1, lines + 1):
         run.log(f"line {number}")
         run.progress(number / lines, f"Step {number}")
-        while followed and f'"Step {number}"'.encode() not in b"".join(run.resources[SENT]):
+        sent = run.resources[SENT]
+        while followed and f'"Step {number}"'.encode() not in b"".join(sent):
             await asyncio.sleep(0.01)
 
 
