@@ -518,10 +518,18 @@ async def test_a_server_is_taken_over_with_a_containers_rights(data_dir: Path) -
     assert not alive(pids[0])
 
 
-async def test_an_adopted_server_is_stopped(make: Make, open_folder: Path) -> None:
+async def test_an_adopted_server_is_stopped(make: Make, open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def too_slow(self: "asyncpg.Connection[Any]", *, timeout: float | None = None) -> None:
+        self.terminate()
+        raise TimeoutError
+
     told = await orphan(open_folder / "data")
     embedded = make(open_folder / "data")
-    await embedded.start()
+    with monkeypatch.context() as patch:
+        # What it was asked it has answered: how long it takes to say goodbye does not matter.
+        patch.setattr(asyncpg.Connection, "close", too_slow)
+        await embedded.start()
+    assert embedded.pid == told["pid"]
     await embedded.stop()
     assert not alive(told["pid"])
 
