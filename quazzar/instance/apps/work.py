@@ -256,6 +256,8 @@ async def bring_up(work: Work) -> None:
     if work.app.installed_at is None and digests != work.app.images:
         await _hold_images(work, digests)
         spec = work.spec()
+    if work.app.installed_at is not None:
+        await _tell_lost_volumes(work, spec)
     for attempt in range(_PORT_TRIES):
         try:
             await work.up(spec)
@@ -278,6 +280,14 @@ async def _hold_images(work: Work, digests: dict[str, str]) -> None:
     async with work.database.begin() as session:
         await store.change_app(session, work.app.id, job_id=work.run.job_id, values={"images": digests})
     work.app = msgspec.structs.replace(work.app, images=digests)
+
+
+async def _tell_lost_volumes(work: Work, spec: AppSpec) -> None:
+    """Whoever finds an app without its data has to find out why: somebody has removed a volume on the engine."""
+    state = await work.patiently(lambda: work.runtime.get(work.app.id))
+    present = state.volumes if state is not None else ()
+    for name in sorted({*spec.volumes} - {*present}):
+        work.run.log(f"The volume {name} is not there any more, and with it its data; an empty one is made")
 
 
 async def _exchange_ports(work: Work) -> bool:

@@ -241,9 +241,14 @@ async def test_a_start_makes_anew_what_was_removed(admin: httpx.AsyncClient, eng
     app_id = await begin(admin, web)
     await until(admin, app_id, "running")
     engine.remove_behind_our_back(app_id, "web")
+    engine.volumes[app_id].remove("data")
     crashed = await until(admin, app_id, "crashed")
     assert '"web" was removed' in crashed["status_reason"]
     running = await operate(admin, app_id, "start", "running")
+    lines = [one["line"] for one in (await admin.get(f"/api/jobs/{running['job_id']}/logs")).json()]
+    assert [one for one in lines if "volume" in one] == [
+        "The volume data is not there any more, and with it its data; an empty one is made"
+    ]
     assert [one["status"] for one in running["services"]] == ["running", "running"]
     assert engine.volumes[app_id] == {"data", "db"}
 
