@@ -301,11 +301,20 @@ async def test_operations_and_asking_for_what_already_is(admin: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("verbs", [("stop", "stop"), ("restart", "stop"), ("restart", "restart"), ("stop", "delete")])
-async def test_two_operations_at_once_give_one_409(admin: httpx.AsyncClient, verbs: tuple[str, str]) -> None:
+async def test_two_operations_at_once_give_one_409(
+    app: RunningApp, admin: httpx.AsyncClient, verbs: tuple[str, str]
+) -> None:
     made = await install(admin)
     path = f"/api/apps/{made['id']}"
+    # Whichever is taken does not end before the other has been refused.
+    holds = [engine_of(app).hold(step) for step in ("stop:web", "delete:web")]
     asked = [admin.delete(path) if verb == "delete" else admin.post(f"{path}/{verb}") for verb in verbs]
-    answers = await asyncio.gather(*asked)
+    answers: list[httpx.Response] = []
+    for answering in asyncio.as_completed(asked):
+        answers.append(await answering)
+        if answers[-1].status_code == 409:
+            for _, let_go in holds:
+                let_go.set()
     codes = sorted(answer.status_code for answer in answers)
     assert codes in ([200, 409], [204, 409]), [one.text for one in answers]
     assert next(one.json()["code"] for one in answers if one.status_code == 409) == "app_busy"

@@ -260,7 +260,7 @@ async def test_the_trash_in_pages(admin: httpx.AsyncClient, web: str) -> None:
         assert (answer.status_code, set(answer.json()["details"])) == (400, {query.partition("=")[0]})
 
 
-async def test_two_at_once(admin: httpx.AsyncClient, web: str) -> None:
+async def test_two_at_once(admin: httpx.AsyncClient, engine: MemoryEngine, web: str) -> None:
     made = await trashed_app(admin, web)
     path = f"/api/apps/{made['id']}/undelete"
     answers = await asyncio.gather(*(admin.post(path) for _ in range(4)))
@@ -269,8 +269,11 @@ async def test_two_at_once(admin: httpx.AsyncClient, web: str) -> None:
     path = f"/api/apps/{made['id']}"
     twice = await asyncio.gather(admin.delete(path), admin.delete(path))
     assert sorted(one.status_code for one in twice) in ([204, 404], [204, 409])
+    # An app that comes back does not run before both have been answered: then it could be deleted.
+    _, let_go = engine.hold("create:web")
     back, gone = await asyncio.gather(admin.post(f"{path}/undelete"), admin.delete(f"{path}?purge=true"))
     assert (back.status_code, gone.status_code) in {(404, 204), (409, 204), (200, 409)}, (back.text, gone.text)
+    let_go.set()
     if back.status_code == 200:
         await until(admin, made["id"], "running")
 
