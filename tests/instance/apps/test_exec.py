@@ -94,9 +94,11 @@ def execution_of(app: RunningApp, exec_id: str) -> MemoryExecution:
     return engine_of(app).executions[exec_id]
 
 
-async def rows_left(app: RunningApp) -> int:
+async def rows_left(app: RunningApp, exec_id: str) -> int:
+    """Of this command: those of the tests before may be about to go."""
     async with app.database.begin() as session:
-        return int((await session.execute(text("SELECT count(*) FROM app_execs"))).scalar_one())
+        query = text("SELECT count(*) FROM app_execs WHERE id = :id")
+        return int((await session.execute(query, {"id": exec_id})).scalar_one())
 
 
 async def test_a_shell(app: RunningApp, admin: httpx.AsyncClient, port: int, made: dict[str, Any]) -> None:
@@ -220,7 +222,7 @@ async def ends(app: RunningApp, app_id: str, exec_id: str, reason: str) -> None:
     end = await until_record(app, app_id, exec_id)
     assert (end["reason"], end["ended"]) == (reason, True)
     assert not execution_of(app, exec_id).is_running, "the command is over as well"
-    assert await rows_left(app) == 0
+    assert await rows_left(app, exec_id) == 0
 
 
 @pytest.mark.parametrize("way", ["closed", "dropped"])
@@ -288,7 +290,6 @@ async def test_what_it_ran_in_goes_away(app: RunningApp, admin: httpx.AsyncClien
         else:
             engine.go_down()
         _, messages = await rest(socket)
-    engine.come_back()
     end = await until_record(app, made["id"], begun["exec_id"])
     if trouble == "container":
         assert messages == [{"type": "exit", "exit_code": 137}]
@@ -296,10 +297,11 @@ async def test_what_it_ran_in_goes_away(app: RunningApp, admin: httpx.AsyncClien
     else:
         assert (messages[-1]["code"], socket.close_code) == ("runtime_unavailable", 1011)
         assert (end["reason"], end["ended"]) == ("runtime_unavailable", False)
-        assert await rows_left(app) == 1
+        assert await rows_left(app, begun["exec_id"]) == 1
+        engine.come_back()
         await app.asgi.app.state.terminals.sweep()
         assert not execution_of(app, begun["exec_id"]).is_running, "ended once the engine is back"
-        assert await rows_left(app) == 0
+        assert await rows_left(app, begun["exec_id"]) == 0
 
 
 async def test_what_a_killed_process_left_is_ended_and_recorded(
@@ -315,7 +317,7 @@ async def test_what_a_killed_process_left_is_ended_and_recorded(
     assert not execution_of(app, exec_id).is_running
     end = await until_record(app, made["id"], exec_id)
     assert (end["reason"], end["started_by"]) == ("interrupted", "usr_x")
-    assert await rows_left(app) == 0
+    assert await rows_left(app, exec_id) == 0
 
 
 async def test_wrong_messages_are_told_and_change_nothing(
