@@ -56,10 +56,10 @@ async def test_what_happens_behind_our_back(app: RunningApp, admin: httpx.AsyncC
     engine, app_id = engine_of(app), made["id"]
     base = {"app_id": app_id, "name": made["name"]}
     engine.crash(app_id, "web", exit_code=137, oom=True)
-    crashed = await until(admin, app_id, "crashed", seconds=3)
+    crashed = await until(admin, app_id, "crashed")
     await operate(admin, app_id, "start", "running")
     engine.stop_behind_our_back(app_id, "web")
-    stopped = await until(admin, app_id, "stopped", seconds=3)
+    stopped = await until(admin, app_id, "stopped")
     assert (await events_of(app, app_id))[1:] == [
         (
             "app.crashed",
@@ -74,9 +74,9 @@ async def test_what_happens_behind_our_back(app: RunningApp, admin: httpx.AsyncC
 async def test_health_comes_and_goes(app: RunningApp, admin: httpx.AsyncClient) -> None:
     made = await install(admin, "hello")
     engine_of(app).set_health(made["id"], "web", "unhealthy")
-    await until(admin, made["id"], "unhealthy", seconds=3)
+    await until(admin, made["id"], "unhealthy")
     engine_of(app).set_health(made["id"], "web", "healthy")
-    await until(admin, made["id"], "running", seconds=3)
+    await until(admin, made["id"], "running")
     assert [kind for kind, _ in await events_of(app, made["id"])] == ["app.installed", "app.unhealthy"]
 
 

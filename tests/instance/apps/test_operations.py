@@ -154,13 +154,25 @@ async def test_an_engine_that_stays_away_ends_the_operation_at_its_deadline(
     web: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jobs, "INSTALL_SECONDS", 1.0)
-    monkeypatch.setattr(work, "_CLEAN_UP_SECONDS", 0.2)
+    timeout, limits = asyncio.timeout, []
+
+    def noted(seconds: float | None) -> asyncio.Timeout:
+        made = timeout(seconds)
+        if seconds == jobs.INSTALL_SECONDS:
+            limits.append(made)
+        return made
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
     arrived, go_on = engine.hold("start:web")
     app_id = await begin(admin, web)
     await asyncio.wait_for(arrived.wait(), 10)
+    monkeypatch.setattr(work, "_CLEAN_UP_SECONDS", 0.2)
     engine.go_down()
     go_on.set()
+    await until(admin, app_id, "installing", reason="container engine")
+    # Its deadline is now, however long it has taken to come here.
+    [limit] = limits
+    limit.reschedule(asyncio.get_running_loop().time())
     failed = await until(admin, app_id, "failed")
     assert "container engine" in failed["status_reason"]
     assert left_over(engine, app_id), "nobody could take it away"
@@ -281,10 +293,14 @@ async def test_a_chosen_port_is_not_exchanged(admin: httpx.AsyncClient, engine: 
 
 
 async def test_an_app_is_installing_until_it_is_healthy(admin: httpx.AsyncClient, engine: MemoryEngine) -> None:
-    engine.behaviours["web"] = Behaviour(healthy_after_seconds=0.6)
+    engine.behaviours["web"] = Behaviour(healthy_after_seconds=3600)
     made = await begin_install(admin, "hello")
+    async with asyncio.timeout(15):
+        while not [one for one in engine.containers if one.app_id == made["id"] and one.status == "running"]:
+            await asyncio.sleep(0.02)
     await asyncio.sleep(0.3)
     assert (await show(admin, made["id"]))["status"] == "installing"
+    engine.set_health(made["id"], "web", "healthy")
     running = await until(admin, made["id"], "running")
     assert running["services"][0]["health"] == "healthy"
 
@@ -296,7 +312,7 @@ async def test_an_app_whose_check_fails_is_unhealthy(admin: httpx.AsyncClient, e
     assert 'health check of service "web"' in unhealthy["status_reason"]
     assert (await job_of(admin, made["job_id"]))["status"] == "completed"
     engine.set_health(made["id"], "web", "healthy")
-    await until(admin, made["id"], "running", seconds=2)
+    await until(admin, made["id"], "running")
 
 
 async def test_an_app_that_dies_at_once_has_crashed_and_can_be_asked_why(
@@ -305,9 +321,7 @@ async def test_an_app_that_dies_at_once_has_crashed_and_can_be_asked_why(
     slug = await add_one(admin, restart="no")
     engine.behaviours["web"] = Behaviour(exit_code=7, lines=(("stderr", "no configuration"),))
     made = await begin_install(admin, slug)
-    crashed = await until(admin, made["id"], "crashed", "running")
-    if crashed["status"] == "running":
-        crashed = await until(admin, made["id"], "crashed", seconds=2)
+    crashed = await until(admin, made["id"], "crashed")
     assert crashed["status_reason"] == 'Service "web" ended (exit code 7)'
     assert crashed["services"][0]["exit_code"] == 7
     logs = (await admin.get(f"/api/apps/{made['id']}/logs")).json()
@@ -333,7 +347,8 @@ async def test_a_job_that_comes_late_changes_nothing(
             )
             await kind(run, app_id=made["id"])
     assert await show(admin, made["id"]) == before
-    assert set(engine.calls[calls:]) <= {"list"}, "only the reconciler looked"
+    done = ("pull", "create", "start", "stop", "delete")
+    assert not [call for call in engine.calls[calls:] if call.startswith(done)], "only the reconciler looked"
 
 
 async def test_the_reaper_ends_what_has_no_live_owner(app: RunningApp, admin: httpx.AsyncClient) -> None:
@@ -348,7 +363,9 @@ async def test_the_reaper_ends_what_has_no_live_owner(app: RunningApp, admin: ht
             text("UPDATE apps SET deadline_at = now() - interval '1 hour', job_id = :job WHERE id = :id"),
             {"id": late, "job": made[3]["job_id"]},
         )
-        await session.execute(text("UPDATE jobs SET status = 'running' WHERE id = :id"), {"id": made[3]["job_id"]})
+        # Of a kind that no process knows, so that none takes it for lost and does it again.
+        held = text("UPDATE jobs SET status = 'running', kind = 'tests.held' WHERE id = :id")
+        await session.execute(held, {"id": made[3]["job_id"]})
     await reconciler.reap()
     shown = {app_id: await show(admin, app_id) for app_id in (lost, ended, late, busy)}
     assert shown[busy]["status"] == "restarting", "its job runs"
@@ -365,7 +382,8 @@ async def test_the_reaper_ends_what_has_no_live_owner(app: RunningApp, admin: ht
 
 
 async def test_unavailable_is_not_taken_for_a_failure(admin: httpx.AsyncClient, engine: MemoryEngine, web: str) -> None:
-    engine.fail("create:web", RuntimeUnavailable("The container engine does not answer"), times=2)
+    engine.fail("create:web", RuntimeUnavailable("The container engine does not answer"), times=1000)
     app_id = await begin(admin, web)
     await until(admin, app_id, "installing", reason="does not answer")
+    engine._faults.clear()
     await until(admin, app_id, "running")

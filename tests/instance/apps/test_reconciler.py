@@ -1,4 +1,4 @@
-"""The truth of the engine reaches the rows: within two seconds of an event, at start, and after the engine was away."""
+"""The truth of the engine reaches the rows: soon after an event, at start, and after the engine was away."""
 
 import asyncio
 
@@ -28,6 +28,10 @@ from tests.factories.apps import (
 )
 
 
+RUNNING = "UPDATE jobs SET status = 'running', kind = 'tests.held' WHERE id = :id"
+"""A job that nobody takes for lost and does again: of a kind that no process knows."""
+
+
 async def silent(_: float, __: str) -> None:
     return
 
@@ -35,12 +39,12 @@ async def silent(_: float, __: str) -> None:
 @pytest.mark.parametrize(
     ("oom", "code", "reason"), [(False, 3, "ended (exit code 3)"), (True, 137, "used more memory than its limit")]
 )
-async def test_a_crash_shows_within_two_seconds(
+async def test_a_crash_shows_long_before_the_next_full_pass(
     app: RunningApp, admin: httpx.AsyncClient, oom: bool, code: int, reason: str
 ) -> None:
     made = await install(admin, await add_one(admin, restart="no"))
     engine_of(app).crash(made["id"], "web", exit_code=code, oom=oom)
-    crashed = await until(admin, made["id"], "crashed", seconds=2)
+    crashed = await until(admin, made["id"], "crashed")
     assert reason in crashed["status_reason"]
     assert (crashed["services"][0]["exit_code"], crashed["services"][0]["oom_killed"]) == (code, oom)
     assert crashed["status_since"] > made["status_since"]
@@ -49,8 +53,10 @@ async def test_a_crash_shows_within_two_seconds(
 async def test_a_crash_that_the_engine_repairs(app: RunningApp, admin: httpx.AsyncClient) -> None:
     made = await install(admin, await add_one(admin, restart="always"))
     engine_of(app).crash(made["id"], "web", exit_code=1)
-    await asyncio.sleep(0.5)
-    again = await until(admin, made["id"], "running", seconds=2)
+    async with asyncio.timeout(15):
+        while (again := await show(admin, made["id"]))["services"][0]["restarts"] == 0:
+            await asyncio.sleep(0.02)
+    again = await until(admin, made["id"], "running")
     assert again["services"][0]["restarts"] == 1
 
 
@@ -58,14 +64,14 @@ async def test_stopped_removed_and_started_behind_our_back(app: RunningApp, admi
     made = await install(admin, await add_one(admin))
     engine = engine_of(app)
     engine.stop_behind_our_back(made["id"], "web")
-    stopped = await until(admin, made["id"], "stopped", seconds=2)
+    stopped = await until(admin, made["id"], "stopped")
     assert stopped["status_reason"] == "Stopped outside of this system"
     assert stopped["ports"] == made["ports"], "ports are kept"
     await MemoryRuntime(engine=engine).start(made["id"])
-    started = await until(admin, made["id"], "running", seconds=2)
+    started = await until(admin, made["id"], "running")
     assert started["status_reason"] is None
     engine.remove_behind_our_back(made["id"], "web")
-    gone = await until(admin, made["id"], "crashed", seconds=2)
+    gone = await until(admin, made["id"], "crashed")
     assert gone["services"][0]["status"] == "missing"
 
 
@@ -73,7 +79,7 @@ async def test_a_stop_stays_a_stop_whatever_its_exit_code(app: RunningApp, admin
     made = await install(admin, await add_one(admin))
     engine = engine_of(app)
     engine.stopped(engine.container(made["id"], "web"), exit_code=137)
-    await until(admin, made["id"], "stopped", seconds=2)
+    await until(admin, made["id"], "stopped")
     forgetful = Reconciler(app.database, MemoryRuntime(engine=engine))
     await forgetful.full_pass()
     assert (await show(admin, made["id"]))["status"] == "stopped", "also for a process that has not heard the event"
@@ -82,18 +88,18 @@ async def test_a_stop_stays_a_stop_whatever_its_exit_code(app: RunningApp, admin
 async def test_health(app: RunningApp, admin: httpx.AsyncClient) -> None:
     made = await install(admin, "hello")
     engine_of(app).set_health(made["id"], "web", "unhealthy")
-    await until(admin, made["id"], "unhealthy", seconds=2)
+    await until(admin, made["id"], "unhealthy")
     asked = await admin.post(f"/api/apps/{made['id']}/start")
     assert (asked.status_code, asked.json()["status"]) == (200, "unhealthy"), "all of it runs: there is nothing to do"
     engine_of(app).set_health(made["id"], "web", "healthy")
-    await until(admin, made["id"], "running", seconds=2)
+    await until(admin, made["id"], "running")
 
 
 async def test_one_of_two_services(app: RunningApp, admin: httpx.AsyncClient) -> None:
     slug = (await add_template(admin, web_file(unique("web")).replace('    restart: "no"\n', "")))["slug"]
     made = await install(admin, slug, config={"admin_password": SECRET})
     engine_of(app).stop_behind_our_back(made["id"], "db")
-    unhealthy = await until(admin, made["id"], "unhealthy", seconds=2)
+    unhealthy = await until(admin, made["id"], "unhealthy")
     assert unhealthy["status_reason"] == 'Service "db" is stopped'
     assert {one["name"]: one["status"] for one in unhealthy["services"]} == {"web": "running", "db": "exited"}
     started = await operate(admin, made["id"], "start", "running")
@@ -112,7 +118,7 @@ async def test_what_happened_while_the_engine_was_away_is_seen_when_it_is_back(
     await asyncio.sleep(0.3)
     assert (await show(admin, made["id"]))["status"] == "running", "nobody knows better"
     engine.come_back()
-    await until(admin, made["id"], "crashed", seconds=8)
+    await until(admin, made["id"], "crashed")
 
 
 async def test_foreign_apps_are_left_alone(app: RunningApp, admin: httpx.AsyncClient) -> None:
@@ -145,7 +151,7 @@ async def test_a_new_process_takes_running_apps_back_untouched(
         shown = await show(client, made["id"])
         assert (shown["status"], shown["status_since"]) == ("running", made["status_since"])
         engine.stop_behind_our_back(made["id"], "web")
-        await until(client, made["id"], "stopped", seconds=2)
+        await until(client, made["id"], "stopped")
     assert {one.id: (one.started_at, one.restarts) for one in engine.containers} == before
 
 
@@ -174,6 +180,7 @@ async def test_a_row_that_changed_meanwhile_is_not_written_over(app: RunningApp,
             text("UPDATE apps SET status = 'restarting', updated_at = clock_timestamp() WHERE id = :id"),
             {"id": made["id"]},
         )
+        await session.execute(text(RUNNING), {"id": made["job_id"]})
     engine.stop_behind_our_back(made["id"], "web")
     go_on.set()
     await passing
@@ -188,13 +195,13 @@ async def test_what_happens_behind_a_jobs_back_is_seen_when_the_job_is_done(
     async with app.database.begin() as session:
         # A job that has looked at the engine for the last time, and is about to write "running".
         await session.execute(text("UPDATE apps SET status = 'restarting' WHERE id = :id"), {"id": made["id"]})
-        await session.execute(text("UPDATE jobs SET status = 'running' WHERE id = :id"), {"id": made["job_id"]})
+        await session.execute(text(RUNNING), {"id": made["job_id"]})
     engine.crash(made["id"], "web", exit_code=5)
     await asyncio.sleep(0.4)
     async with app.database.begin() as session:
         await session.execute(text("UPDATE jobs SET status = 'completed' WHERE id = :id"), {"id": made["job_id"]})
         await session.execute(text("UPDATE apps SET status = 'running' WHERE id = :id"), {"id": made["id"]})
-    crashed = await until(admin, made["id"], "crashed", seconds=2)
+    crashed = await until(admin, made["id"], "crashed")
     assert "exit code 5" in crashed["status_reason"]
 
 
