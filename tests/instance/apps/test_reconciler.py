@@ -27,7 +27,6 @@ from tests.factories.apps import (
     web_file,
 )
 
-
 RUNNING = "UPDATE jobs SET status = 'running', kind = 'tests.held' WHERE id = :id"
 """A job that nobody takes for lost and does again: of a kind that no process knows."""
 

@@ -385,12 +385,13 @@ async def test_a_line_that_takes_nothing_holds_up_no_other(
 
 
 async def test_orders_of_later_don_t_wait_for_a_line_that_takes_nothing(
-    ada: Tenant, eve: Tenant, process: PanelProcess, database: Database
+    ada: Tenant, eve: Tenant, process: PanelProcess, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stuck = FakeInstance(ada.id, await make_instance(database, ada.id))
     good = FakeInstance(eve.id, await make_instance(database, eve.id))
     for one in (stuck, good):
         await one.connect(process)
+    monkeypatch.setattr(delivery, "_SEND_SECONDS", 3600.0)
     sent, never = asyncio.Event(), asyncio.Event()
 
     async def takes_nothing(_: Any) -> None:
@@ -401,7 +402,7 @@ async def test_orders_of_later_don_t_wait_for_a_line_that_takes_nothing(
     await give(ada.http, [stuck.id])
     await asyncio.wait_for(sent.wait(), 30)
     await give(eve.http, [good.id])
-    await until(lambda: good.orders, seconds=delivery._SEND_SECONDS / 2)
+    await good.order()
     assert stuck.id in process.hub.sockets
     never.set()
     await good.cut()

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -113,8 +114,13 @@ async def samples_of(database: Database, line: Told, app_id: str = "") -> list[A
     return await ask(database, query, id=line.identity.instance_id, app_id=app_id)
 
 
+_COUNTING: ContextVar[object] = ContextVar("counting", default=None)
+
+
 class Counted:
-    """How many statements go to the database meanwhile, without those that begin a transaction."""
+    """How many statements go to the database meanwhile, without those that begin a transaction, nor those of the app
+    whose process works beside the test: what counts is what is begun within the block.
+    """
 
     def __init__(self, database: Database) -> None:
         self._engine = database.engine.sync_engine
@@ -122,6 +128,7 @@ class Counted:
         self.statements: list[str] = []
 
     def __enter__(self) -> list[str]:
+        self._token = _COUNTING.set(self)
         event.listen(self._engine, "before_cursor_execute", self._note)
         # What goes past the library, on the driver's own connection.
         for name in ("fetch", "copy_to_table"):
@@ -129,16 +136,17 @@ class Counted:
         return self.statements
 
     def __exit__(self, *_: object) -> None:
+        _COUNTING.reset(self._token)
         event.remove(self._engine, "before_cursor_execute", self._note)
         self._patch.undo()
 
     def _note(self, _conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "set_config" not in statement:
+        if "set_config" not in statement and _COUNTING.get() is self:
             self.statements.append(statement)
 
     def _noting(self, method: Any) -> Any:
         def note(connection: Any, statement: str, *values: Any, **options: Any) -> Any:
-            if "fleet_" in statement:
+            if "fleet_" in statement and _COUNTING.get() is self:
                 self.statements.append(statement)
             return method(connection, statement, *values, **options)
 
