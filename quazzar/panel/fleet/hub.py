@@ -321,8 +321,13 @@ class Hub:
     # --- who is silent ------------------------------------------------------------------------------------------
 
     async def _sweep_often(self) -> None:
+        pause = min(2.0, self.heartbeat_seconds / 4)
         while True:
-            await asyncio.sleep(min(2.0, self.heartbeat_seconds / 4))
+            began = time.monotonic()
+            await asyncio.sleep(pause)
+            # Nobody could be heard either while this process did not get to run: their words wait in its sockets.
+            if time.monotonic() - began > pause + self.heartbeat_seconds:
+                self.ingest.healthy_since = time.monotonic()
             # While the panel itself was away nobody could be heard: silence counts from when it is back.
             if time.monotonic() - self.ingest.healthy_since < MISSED_HEARTBEATS * self.heartbeat_seconds:
                 continue

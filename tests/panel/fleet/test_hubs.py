@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from quazzar.link.messages import (
     pack,
     unpack_from_panel,
 )
+from quazzar.panel.fleet import hub
 from quazzar.panel.fleet.authority import Authority, ensure_authority, key_hash, read_request
 from quazzar.panel.fleet.hub import Hub
 from quazzar.panel.fleet.service import revoke
@@ -179,6 +181,32 @@ async def test_what_is_said_while_the_database_is_away_is_answered_on_the_same_l
     assert isinstance(answer, Certificate if said == "renew" else Noted)
     assert (row.certificate_serial != "1") is (said == "renew")
     await wire.close()
+
+
+async def test_a_process_that_did_not_run_takes_nobody_for_silent(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine stood still, say: what was said meanwhile has not been read yet."""
+    clock, swept = 1000.0, []
+    naps = [0.25, 0.3, 5.0, *[0.25] * 10]
+
+    async def sleep(_: float) -> None:
+        nonlocal clock
+        if not naps:
+            raise EOFError
+        clock += naps.pop(0)
+
+    async def sweep() -> None:
+        swept.append(clock)
+
+    one = Hub(database, 1.0, lambda: "https://panel.example.com")
+    one.ingest.healthy_since = 0.0
+    monkeypatch.setattr(one, "sweep", sweep)
+    monkeypatch.setattr(hub, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=lambda: clock))
+    with pytest.raises(EOFError):
+        await one._sweep_often()
+    assert swept == [1000.25, 1000.55, 1000.55 + 5 + 2.5]
 
 
 async def written(database: Database, line: Told, count: int) -> None:
