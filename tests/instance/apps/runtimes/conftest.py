@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from quazzar.core.ids import new_id
@@ -26,6 +27,8 @@ IMAGE = "quazzar-test/busybox:1"
 BOB = RegistryLogin(username="bob", password=Secret("secret-of-bob"))
 USERS = {"bob": "$2b$04$8Rnx2jpj3CG1em0w9DppjusmoJiP8p4vvgaHuXYqF0js2kB0fkHya"}
 HEALTH = HealthSpec(test=("CMD-SHELL", "test -e /tmp/ok"), interval_seconds=0.3, timeout_seconds=5, retries=3)
+PATIENT = msgspec.structs.replace(HEALTH, retries=100)
+"""Of a service that gets healthy, however late it does what makes it so."""
 
 
 class Progress:

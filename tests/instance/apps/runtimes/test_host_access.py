@@ -39,16 +39,17 @@ def bind(source: Path | str, **fields: bool) -> HostSpec:
 
 async def test_a_folder_of_the_host_is_mounted(docker: DockerLab, shared: Path) -> None:
     (shared / "in").write_text("from the host")
-    script = "cat /shared/in; echo; echo app > /shared/out || echo read-only; sleep 1000"
+    script = "cat /shared/in; echo; echo app > /shared/out || echo read-only; echo end; sleep 1000"
     command = ("sh", "-c", script)
     for read_only in (True, False):
         spec = await docker.running(docker.service("a", command=command, host=bind(shared, read_only=read_only)))
 
         async def said(app_id: str = spec.app_id) -> list[str]:
             lines = [line.line async for line in docker.runtime.logs(app_id) if line.stream == "stdout"]
-            return lines if "from the host" in lines else []
+            return lines if "end" in lines else []
 
         lines = await until(said)
+        assert "from the host" in lines
         assert ("read-only" in lines) is read_only
         assert (shared / "out").exists() is not read_only
         await docker.runtime.remove(spec.app_id, keep_volumes=False)

@@ -395,9 +395,6 @@ async def test_tidying_takes_what_was_left_and_not_what_is_used(docker: DockerLa
 async def test_an_engine_that_dies_or_freezes_in_a_copy_is_told(
     docker: DockerLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volumes, "SILENCE_SECONDS", 2.0)
-    monkeypatch.setattr(containers, "HEAVY_SECONDS", 2.0)
-    monkeypatch.setattr(volumes, "_REPORT_SECONDS", 0)
     spec = await stopped(docker, "data")
     (folder_of(docker, f"{spec.app_id}_data") / "large").write_bytes(bytes(64 * 1024 * 1024))
     for breaks, mends in ((docker.engine.freeze, docker.engine.thaw), (docker.engine.kill, docker.engine.start)):
@@ -410,12 +407,15 @@ async def test_an_engine_that_dies_or_freezes_in_a_copy_is_told(
                 assert callable(breaks)
                 breaks()
 
-        try:
-            with pytest.raises(RuntimeUnavailable):
-                await docker.runtime.snapshot(spec.app_id, "s", report)
-        finally:
-            await asyncio.to_thread(mends)
-        monkeypatch.setattr(containers, "HEAVY_SECONDS", 60.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(volumes, "SILENCE_SECONDS", 2.0)
+            patch.setattr(containers, "HEAVY_SECONDS", 2.0)
+            patch.setattr(volumes, "_REPORT_SECONDS", 0)
+            try:
+                with pytest.raises(RuntimeUnavailable):
+                    await docker.runtime.snapshot(spec.app_id, "s", report)
+            finally:
+                await asyncio.to_thread(mends)
         assert broken
         await docker.runtime.snapshot(spec.app_id, "s", Progress())
         await docker.runtime.restore(spec.app_id, "s", Progress())
