@@ -19,6 +19,9 @@ from tests.product.process import Product, product
 
 pytestmark = [pytest.mark.component("docker"), pytest.mark.timeout(300)]
 
+SOON = 20
+"""Seconds in which an event of the engine shows; the full pass comes after thirty."""
+
 CRASHER = """\
 x-quazzar: {slug: SLUG, version: "1", title: Crasher}
 services:
@@ -117,8 +120,8 @@ def test_the_whole_life_of_an_app(host: Host) -> None:
     assert app["services"][0]["image_digest"].startswith("sha256:")
     [container] = host.containers(app["id"])
     path = f"/api/apps/{app['id']}"
+    wait_for(lambda: host.client.get(f"{path}/logs?q=RESPONSE").json(), what="what it has answered")
     logs = host.client.get(f"{path}/logs?q=RESPONSE").json()
-    assert logs
     assert {one["service"] for one in logs} == {"web"}
     stats = host.client.get(f"{path}/stats").json()
     assert stats["pids"] >= 1
@@ -144,15 +147,15 @@ def test_behind_our_back(host: Host) -> None:
     app = host.install(host.crasher())
     [container] = host.containers(app["id"])
     host.engine.ok("POST", f"/containers/{container['Id']}/kill")
-    crashed = host.until(app["id"], "crashed", seconds=2)
+    crashed = host.until(app["id"], "crashed", seconds=SOON)
     assert crashed["status_reason"] == 'Service "web" ended (exit code 137)'
     host.engine.ok("POST", f"/containers/{container['Id']}/start")
-    host.until(app["id"], "running", seconds=2)
+    host.until(app["id"], "running", seconds=SOON)
     host.engine.ok("POST", f"/containers/{container['Id']}/stop", params={"t": "0"})
-    stopped = host.until(app["id"], "stopped", seconds=3)
+    stopped = host.until(app["id"], "stopped", seconds=SOON)
     assert "outside" in stopped["status_reason"]
     host.engine.ok("DELETE", f"/containers/{container['Id']}", params={"force": "1"})
-    host.until(app["id"], "crashed", seconds=2)
+    host.until(app["id"], "crashed", seconds=SOON)
     host.client.post(f"/api/apps/{app['id']}/start")
     host.until(app["id"], "running")
     assert host.client.delete(f"/api/apps/{app['id']}?purge=true").status_code == 204
@@ -227,7 +230,8 @@ def test_followed_logs_and_stats(host: Host) -> None:
         followed(host, f"/api/apps/{app['id']}/logs?follow=true&q=response", lines, "line"),
         followed(host, f"/api/apps/{app['id']}/stats?follow=true", stats, "stats"),
     ]
-    for _ in range(5):
+    end = time.monotonic() + 30
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
         host.page(app)
         time.sleep(0.2)
     for thread in threads:
@@ -255,10 +259,12 @@ def test_an_engine_in_trouble(host: Host, trouble: str) -> None:
     app = host.install()
     begin, end = (engine.freeze, engine.thaw) if trouble == "frozen" else (engine.kill, engine.start)
     with engine_trouble(begin, end):
+        # Who asked the engine would wait for it for four seconds, each time.
         began = time.monotonic()
-        assert host.show(app["id"])["status"] == "running"
-        assert host.client.get("/api/apps").status_code == 200
-        assert time.monotonic() - began < 2
+        for _ in range(10):
+            assert host.show(app["id"])["status"] == "running"
+            assert host.client.get("/api/apps").status_code == 200
+        assert time.monotonic() - began < 20
         for path in ("logs", "stats"):
             answer = host.client.get(f"/api/apps/{app['id']}/{path}")
             assert (answer.status_code, answer.json()["code"]) == (503, "runtime_unavailable"), path
@@ -504,14 +510,14 @@ def test_clone_trash_and_back(host: Host) -> None:
     copy_id = copy.json()["id"]
     host.until(copy_id, "running")
     host.until(made["id"], "running")
-    assert "kept-word" in said(host, copy_id)
+    wait_for(lambda: "kept-word" in said(host, copy_id), what="the word")
     path = f"/api/apps/{copy_id}"
     assert host.client.delete(path).status_code == 204
     assert host.containers(copy_id) == []
     assert len(host.objects("volumes", copy_id)) == 1
     assert host.client.post(f"{path}/undelete").status_code == 200
     host.until(copy_id, "running")
-    assert "kept-word" in said(host, copy_id)
+    wait_for(lambda: "kept-word" in said(host, copy_id), what="the word")
     for app_id in (copy_id, made["id"]):
         assert host.client.delete(f"/api/apps/{app_id}?purge=true").status_code == 204
         assert host.left_over(app_id) == []

@@ -18,7 +18,7 @@ import pytest
 from tests.components import DockerEngine, docker_engine, program, require, wait_for
 from tests.factories.apps import unique
 from tests.instance.apps.runtimes.conftest import free_port
-from tests.instance.apps.test_docker import Host, open_terminal, read_until
+from tests.instance.apps.test_docker import SOON, Host, open_terminal, read_until
 from tests.product.process import product
 
 pytestmark = [pytest.mark.slow, pytest.mark.component("docker"), pytest.mark.timeout(300)]
@@ -244,9 +244,8 @@ def test_a_large_export_takes_no_memory_and_ends_with_its_caller(host: Host) -> 
             list(pieces)
     assert host.left_over(app_id) == []
     # All of which is nobody's fault.
-    said = host.product.log.read_text()
-    assert "A download was cut off" in said
-    assert "An answer broke off" not in said
+    wait_for(lambda: "A download was cut off" in host.product.log.read_text(), what="the line in the log")
+    assert "An answer broke off" not in host.product.log.read_text()
 
 
 # Adoption
@@ -303,7 +302,16 @@ def lives(found: dict[str, dict[str, Any]]) -> dict[str, tuple[str, str, int]]:
 
 
 def page(host: Host, port: int) -> str:
-    return httpx.get(f"http://{host.engine.address}:{port}/", timeout=5).raise_for_status().text
+    """What is served once somebody listens: a container runs before its program does."""
+    answers: list[httpx.Response] = []
+
+    def look() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            answers.append(httpx.get(f"http://{host.engine.address}:{port}/", timeout=5))
+        return bool(answers)
+
+    wait_for(look, what="the page")
+    return answers[0].raise_for_status().text
 
 
 @pytest.mark.component("docker-compose")
@@ -346,10 +354,10 @@ def test_the_life_of_an_adopted_project(host: Host, tmp_path: Path) -> None:
 
     # Seen when something happens behind our back, and by the next process too.
     engine.ok("POST", f"/containers/{name}-web-1/kill", params={"signal": "KILL"})
-    crashed = host.until(app_id, "crashed", "running", seconds=5)
+    crashed = host.until(app_id, "crashed", "running")
     assert crashed["services"][0]["name"] == "db"
     engine.ok("POST", f"/containers/{name}-db-1/stop", params={"t": "0"})
-    host.until(app_id, "unhealthy", "crashed", seconds=5)
+    host.until(app_id, "unhealthy", "crashed", seconds=SOON)
     host.product.kill()
     host.product.start()
     host.log_in()
@@ -552,7 +560,7 @@ def test_others_on_its_network_keep_a_project_what_it_is(host: Host, made: Made)
     app_id = next(one.json()["id"] for one in answers if one.status_code == 201)
     # What Compose takes down shows as it is, and what it makes anew is its own.
     engine.ok("DELETE", f"/containers/{ours}", params={"force": "1"})
-    host.until(app_id, "crashed", seconds=5, reason="removed")
+    host.until(app_id, "crashed", seconds=SOON, reason="removed")
     other = made.run("web", {"Binds": [f"{data}:/data"]})
     engine.ok("POST", f"/containers/{other}/start")
     assert host.show(app_id)["services"][0]["status"] == "missing"

@@ -83,7 +83,7 @@ def run(host: Host, container: dict[str, Any], *command: str) -> int:
     """The exit code of a command in a container."""
     made = host.engine.ok("POST", f"/containers/{container['Id']}/exec", body={"Cmd": list(command)})
     host.engine.ok("POST", f"/exec/{made['Id']}/start", body={"Detach": True})
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while (found := host.engine.ok("GET", f"/exec/{made['Id']}/json"))["Running"]:
         assert time.monotonic() < end, command
         time.sleep(0.05)
@@ -115,7 +115,8 @@ def test_two_apps_of_one_template(host: Host) -> None:
 
     # By address there is no way from one to the other, on any port; within an app there is.
     wget = ("timeout", "3", "wget", "-qO", "/dev/null")
-    assert run(host, ours["web"], *wget, f"http://{address_of(ours['db'])}:8080/who") == 0
+    patient = ("timeout", "30", *wget[2:])
+    assert run(host, ours["web"], *patient, f"http://{address_of(ours['db'])}:8080/who") == 0
     assert run(host, ours["web"], *wget, f"http://{address_of(theirs['db'])}:8080/who") != 0
     assert run(host, theirs["db"], *wget, f"http://{address_of(ours['web'])}:80/page") != 0
     assert run(host, ours["web"], "timeout", "3", "wget", "-qO", "/dev/null", f"http://{other['name']}-db-1:8080") != 0

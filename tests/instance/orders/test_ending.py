@@ -10,6 +10,7 @@ from sqlalchemy import text
 from quazzar.core.crypto import Keyring
 from quazzar.core.ids import new_id
 from quazzar.core.jobs import JobRun, Resources
+from quazzar.instance.enrolment import line as lines
 from quazzar.instance.enrolment.service import Joined, PanelLinkService
 from quazzar.instance.orders.jobs import prune
 from quazzar.instance.orders.service import cancel_pending, forget_panel, reseal
@@ -191,8 +192,11 @@ async def test_joining_anew_empties_the_queue(app: RunningApp, admin: httpx.Asyn
 
 @pytest.mark.parametrize("how", ["closed", "refused"])
 async def test_being_revoked_cancels_what_is_not_begun_and_keeps_what_is_to_be_told(
-    how: str, app: RunningApp, admin: httpx.AsyncClient, panel: FakePanel
+    how: str, app: RunningApp, admin: httpx.AsyncClient, panel: FakePanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It dials anew, and hears so, well before the lock is given up that others wait for.
+    for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(lines, name, 0.05)
     made = await install(admin, await add_one(admin))
     panel.acknowledges = False
     told = await panel.order("instance.refresh", {})

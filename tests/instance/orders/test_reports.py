@@ -73,7 +73,7 @@ async def test_what_is_not_acknowledged_is_sent_once_a_line_in_order(app: Runnin
     for report in panel.reports:
         await panel.send(Reported(order_id=report.order_id, sequence=report.sequence))
     await panel.until(lambda: panel.reports)
-    for _ in range(100):
+    for _ in range(400):
         if await unacknowledged(app) == 0:
             break
         await asyncio.sleep(0.05)

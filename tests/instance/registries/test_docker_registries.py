@@ -154,7 +154,7 @@ def test_a_line_that_breaks_in_the_middle_of_a_layer(host: Host) -> None:
 def test_the_job_tells_what_is_pulled_and_how_far_that_is(host: Host) -> None:
     with host.login():
         host.line.fault = "slow"
-        image = host.fresh(size=4_000_000)
+        image = host.fresh(size=16_000_000)
         app = host.begin(image)
         told: set[float] = set()
 
@@ -165,6 +165,7 @@ def test_the_job_tells_what_is_pulled_and_how_far_that_is(host: Host) -> None:
             return len(told) >= 3
 
         wait_for(between, seconds=60, what="a pull that gets on")
+        host.line.fault = None
         assert host.end(app)["status"] == "running"
         lines = [one["line"] for one in host.client.get(f"/api/jobs/{app['job_id']}/logs").json()]
         steps = [lines.index(step) for step in (f"Pulling {image}", "Creating web", "Starting web")]
