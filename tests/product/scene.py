@@ -138,14 +138,22 @@ class Scene:
 
     def revive(self, app_id: str) -> None:
         """Start an app that has ended with the engine, which then leaves it stopped when it was killed itself."""
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             app = self.settled(app_id)
-            if app is not None and app["status"] in {"stopped", "crashed"}:
-                self.ask("POST", f"/api/apps/{app_id}/start")
-                self.running(app_id)
+            if app is None or app["status"] in {"stopped", "crashed"}:
+                break
+            if app["status"] == "running" and self.all_run(app_id):
                 return
             time.sleep(0.2)
+        if app is not None and app["status"] in {"stopped", "crashed"}:
+            self.ask("POST", f"/api/apps/{app_id}/start")
+            self.running(app_id)
+
+    def all_run(self, app_id: str) -> bool:
+        """Whether the engine itself has both services running."""
+        found = self.containers(app_id)
+        return all(name in found and found[name]["State"] == "running" for name in ("web", "db"))
 
     def running(self, app_id: str, seconds: float = 180) -> dict[str, Any]:
         end = time.monotonic() + seconds

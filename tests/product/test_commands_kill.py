@@ -170,6 +170,5 @@ def test_rollouts_outlive_their_database(panel: Product, owner: dict[str, str], 
         given.append(give(panel, owner, servers, batch_size=1))
         time.sleep(random.uniform(0, 0.4))
         kill_database(panel)
-        time.sleep(0.1)
         panel.wait_ready(30)
     check(panel, owner, servers, given)

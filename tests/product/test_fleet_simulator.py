@@ -44,7 +44,8 @@ async def test_the_database_and_the_panel_die_under_a_fleet(tmp_path: Path) -> N
     with product(
         tmp_path / "data",
         mode="panel",
-        QUAZZAR_AGENT_HEARTBEAT_SECONDS="1",
+        # The whole fleet is in the test's own process, and must not seem silent when that is kept waiting.
+        QUAZZAR_AGENT_HEARTBEAT_SECONDS="2",
         QUAZZAR_AGENT_PUBLIC_HOST="127.0.0.1",
     ) as one:
         one.start()

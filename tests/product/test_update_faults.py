@@ -146,10 +146,15 @@ def test_two_at_once_and_one_is_taken(stage: Scene, before: Before) -> None:
             answers.append(client.request(method, before.path + suffix, json=body))
 
     threads = [threading.Thread(target=ask, args=one) for one in asked * 4]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    # Whichever is taken does not end before all others have been refused.
+    stage.engine.freeze()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        stage.engine.thaw()
     codes = sorted(one.status_code for one in answers)
     assert codes == [200, *[409] * 11], [one.text for one in answers]
     assert {one.json()["code"] for one in answers if one.status_code == 409} == {"app_busy"}
