@@ -1,7 +1,9 @@
 """The product as its users run it: a process of its own, spoken to over HTTP, killed when a test says so."""
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,11 +21,21 @@ PASSWORD = "correct horse battery staple"
 ROOT = Path(__file__).resolve().parents[2]
 
 
+_PORTS = range(30_000, 32_768)
+"""Below what the system gives to whoever asks for any, and above what the product finds for apps."""
+_WORKERS = 8
+_numbers = itertools.count(random.randrange(len(_PORTS)))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that is free, and stays so until it is listened on: no other test worker is given it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    for number in itertools.islice(_numbers, len(_PORTS)):
+        port = _PORTS[(number * _WORKERS + worker) % len(_PORTS)]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError("There is no free port")
 
 
 class Product:

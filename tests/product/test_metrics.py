@@ -7,13 +7,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.product.process import product
+from tests.product.process import free_port, product
 
 
 def test_metrics_are_served_on_a_port_of_their_own(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with product(tmp_path / "data", QUAZZAR_METRICS_PORT=str(port)) as one:
         one.start()
         one.setup()

@@ -17,9 +17,8 @@ import pytest
 
 from tests.components import DockerEngine, docker_engine, program, require, wait_for
 from tests.factories.apps import unique
-from tests.instance.apps.runtimes.conftest import free_port
 from tests.instance.apps.test_docker import SOON, Host, open_terminal, read_until
-from tests.product.process import product
+from tests.product.process import free_port, product
 
 pytestmark = [pytest.mark.slow, pytest.mark.component("docker"), pytest.mark.timeout(300)]
 

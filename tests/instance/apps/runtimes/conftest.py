@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import shlex
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
@@ -278,12 +277,6 @@ async def until(look: Callable[[], Awaitable[T]], *, seconds: float = 15) -> T:
         assert time.monotonic() < end, f"Nothing within {seconds} s"
         await asyncio.sleep(0.05)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -40,9 +40,9 @@ from tests.instance.apps.runtimes.conftest import (
     Lab,
     Progress,
     app_spec,
-    free_port,
     until,
 )
+from tests.product.process import free_port
 
 
 def changed(spec: AppSpec, *services: ServiceSpec) -> AppSpec:

@@ -48,7 +48,8 @@ from quazzar.instance.apps.spec import (
     UlimitSpec,
 )
 from tests.components import faulty_line
-from tests.instance.apps.runtimes.conftest import IMAGE, DockerLab, Progress, app_spec, free_port, until
+from tests.instance.apps.runtimes.conftest import IMAGE, DockerLab, Progress, app_spec, until
+from tests.product.process import free_port
 
 pytestmark = pytest.mark.component("docker")
 
