@@ -35,13 +35,7 @@ def _candidates() -> Iterator[int]:
 
 def is_free(port: int) -> bool:
     """Whether nothing on this machine listens on the port, TCP or UDP."""
-    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        with socket.socket(socket.AF_INET, kind) as probe:
-            try:
-                probe.bind(("0.0.0.0", port))  # noqa: S104 - apps publish on all addresses
-            except OSError:
-                return False
-    return True
+    return not any(_refusal(port, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
 
 
 def is_listened_on(port: int, protocol: str) -> bool:
@@ -49,11 +43,23 @@ def is_listened_on(port: int, protocol: str) -> bool:
 
     Unlike for `is_free`, connections that are still closing don't count: an engine publishes over them.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM) as probe:
-        if protocol != "udp":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if protocol == "udp":
+        return _refusal(port, socket.SOCK_DGRAM) == errno.EADDRINUSE
+    return _refusal(port, socket.SOCK_STREAM, over_closing=True) == errno.EADDRINUSE
+
+
+def _refusal(port: int, kind: socket.SocketKind, *, over_closing: bool = False) -> int:
+    """The number of the error that keeps a program from the port on all addresses, those of IPv6 too; 0 for none."""
+    for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104 - as apps publish
         try:
-            probe.bind(("0.0.0.0", port))  # noqa: S104 - apps publish on all addresses
+            with socket.socket(family, kind) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                if over_closing:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((everywhere, port))
         except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False
+            # Where there is no IPv6, nobody listens on it.
+            if family == socket.AF_INET or error.errno == errno.EADDRINUSE:
+                return error.errno or errno.EIO
+    return 0

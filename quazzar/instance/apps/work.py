@@ -39,6 +39,7 @@ from quazzar.instance.apps.runtimes.base import (
     RuntimeFailure,
     RuntimeUnavailable,
 )
+from quazzar.instance.apps.runtimes.plan import UP
 from quazzar.instance.apps.spec import AppSpec
 from quazzar.instance.apps.truth import Expected, Verdict, judge, services_view, views_of
 from quazzar.instance.registries.service import logins_for
@@ -75,6 +76,8 @@ class Work:
         self.database: Database = run.database
         self.expected = [msgspec.convert(one, Expected) for one in app.expected]
         self.waiting_for: str | None = None
+        self.stood_still = False
+        """Whether none of its services ran when this job began to start them."""
 
     def spec(self) -> AppSpec:
         return build_spec(self.app, self.run.resources[KEYRING])
@@ -188,7 +191,7 @@ class Work:
             await self.attempt(lambda: self.runtime.remove(self.app.id, keep_volumes=False))
             await self.end("failed", reason, services=[], volumes=[])
             return
-        if self.status == "starting":
+        if self.status == "starting" and self.stood_still:
             await self.attempt(lambda: self.runtime.stop(self.app.id))
         state = await self.attempt(lambda: self.runtime.get(self.app.id))
         views: dict[str, Any] = {"services": services_view(state, self.expected)} if state is not None else {}
@@ -252,12 +255,12 @@ async def operation(run: JobRun, app_id: str, status: AppStatus, seconds: float)
 
 async def bring_up(work: Work) -> None:
     spec = work.spec()
+    if work.app.installed_at is not None:
+        await _look_before(work, spec)
     digests = await work.pull(spec)
     if work.app.installed_at is None and digests != work.app.images:
         await _hold_images(work, digests)
         spec = work.spec()
-    if work.app.installed_at is not None:
-        await _tell_lost_volumes(work, spec)
     for attempt in range(_PORT_TRIES):
         try:
             await work.up(spec)
@@ -282,11 +285,13 @@ async def _hold_images(work: Work, digests: dict[str, str]) -> None:
     work.app = msgspec.structs.replace(work.app, images=digests)
 
 
-async def _tell_lost_volumes(work: Work, spec: AppSpec) -> None:
-    """Whoever finds an app without its data has to find out why: somebody has removed a volume on the engine."""
+async def _look_before(work: Work, spec: AppSpec) -> None:
+    """What runs of the app already is nothing that a start which fails may stop. And whoever finds it without its data
+    has to find out why: somebody has removed a volume on the engine.
+    """
     state = await work.patiently(lambda: work.runtime.get(work.app.id))
-    present = state.volumes if state is not None else ()
-    for name in sorted({*spec.volumes} - {*present}):
+    work.stood_still = state is None or all(one.status not in UP for one in state.services)
+    for name in sorted({*spec.volumes} - {*(state.volumes if state is not None else ())}):
         work.run.log(f"The volume {name} is not there any more, and with it its data; an empty one is made")
 
 

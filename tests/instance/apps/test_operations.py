@@ -249,6 +249,28 @@ async def test_a_start_that_fails_keeps_the_data_and_can_be_repeated(
     assert running["config"]["http_port"] == port
 
 
+@pytest.mark.parametrize("how", ["failed", "cancelled"])
+async def test_a_start_that_does_not_get_through_leaves_what_ran_running(
+    admin: httpx.AsyncClient, engine: MemoryEngine, web: str, how: str
+) -> None:
+    app_id = await begin(admin, web)
+    await until(admin, app_id, "running")
+    engine.stop_behind_our_back(app_id, "db")
+    await until(admin, app_id, "unhealthy")
+    if how == "failed":
+        engine.fail("start:db", RuntimeFailure("no such device"))
+        await operate(admin, app_id, "start", "failed")
+    else:
+        arrived, _ = engine.hold("start:db")
+        asked = (await admin.post(f"/api/apps/{app_id}/start")).json()
+        await asyncio.wait_for(arrived.wait(), 10)
+        assert (await admin.post(f"/api/jobs/{asked['job_id']}/cancel")).status_code == 200
+        assert (await job_of(admin, asked["job_id"]))["status"] == "cancelled"
+    assert engine.container(app_id, "web").status == "running"
+    await operate(admin, app_id, "start", "running")
+    assert engine.container(app_id, "db").status == "running"
+
+
 async def test_a_start_makes_anew_what_was_removed(admin: httpx.AsyncClient, engine: MemoryEngine, web: str) -> None:
     app_id = await begin(admin, web)
     await until(admin, app_id, "running")

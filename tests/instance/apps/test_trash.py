@@ -146,11 +146,14 @@ async def test_names_and_ports_are_free_meanwhile(app: RunningApp, admin: httpx.
     assert back["config"]["http_port"] == 18_431
 
 
-async def test_a_found_port_that_is_taken_by_now_is_exchanged(admin: httpx.AsyncClient, web: str) -> None:
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")])
+async def test_a_found_port_that_is_taken_by_now_is_exchanged(
+    admin: httpx.AsyncClient, web: str, family: socket.AddressFamily, address: str
+) -> None:
     made = await trashed_app(admin, web)
     port = made["config"]["http_port"]
-    with socket.socket() as taker:
-        taker.bind(("0.0.0.0", port))
+    with socket.socket(family) as taker:
+        taker.bind((address, port))
         taker.listen()
         assert (await admin.post(f"/api/apps/{made['id']}/undelete")).status_code == 200
         back = await until(admin, made["id"], "running")

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import socket
 import time
 from collections import OrderedDict
 from collections.abc import (
@@ -27,6 +26,7 @@ import msgspec
 
 from quazzar.instance.apps.host_paths import host_path
 from quazzar.instance.apps.images import pinned, registry_of
+from quazzar.instance.apps.ports import is_free
 from quazzar.instance.apps.runtimes import plan
 from quazzar.instance.apps.runtimes.base import (
     DEFAULT_SHELL,
@@ -405,7 +405,7 @@ class DockerRuntime:
         for port in secrets.SystemRandom().sample(candidates, len(candidates)):
             if len(free) == count:
                 break
-            if _is_free(port):
+            if is_free(port):
                 free.append(port)
         if len(free) < count:
             raise RuntimeFailure("There are not enough free ports", code="ports_exhausted")
@@ -873,15 +873,6 @@ def _most_pids() -> int | None:
         return int(_PID_MAX.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 def _json(value: Any) -> str:

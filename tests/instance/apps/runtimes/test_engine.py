@@ -15,12 +15,14 @@ from quazzar.instance.apps.runtimes.engine.failures import failure
 from quazzar.instance.apps.runtimes.engine.images import _Layers
 from quazzar.instance.apps.runtimes.engine.logs import Line, LineReader, Memory, merged
 from quazzar.instance.apps.runtimes.engine.objects import (
+    IMAGE,
     Sample,
     container_config,
     cpu_percent,
     sample,
     service_stats,
 )
+from quazzar.instance.apps.runtimes.engine.services import service_body
 from quazzar.instance.apps.runtimes.memory import MemoryRuntime
 from quazzar.instance.apps.spec import AppSpec, NetworkSpec, PortSpec, RestartSpec, ServiceSpec
 
@@ -344,6 +346,29 @@ def test_what_a_service_leaves_open_is_left_to_the_engine() -> None:
         "80/tcp": [{"HostIp": "", "HostPort": "8080"}],
         "81/tcp": [{"HostIp": "0.0.0.0", "HostPort": "81"}],
     }
+
+
+@pytest.mark.parametrize(("command", "arguments"), [(None, ["serve"]), ((), []), (("run",), ["run"])])
+def test_a_swarm_is_told_the_command_of_an_image_whose_entrypoint_is_taken_away(
+    command: tuple[str, ...] | None, arguments: list[str]
+) -> None:
+    """One empty string, which is how a swarm hears of no entrypoint, takes the image's command away too."""
+    service = ServiceSpec(name="web", image="x", entrypoint=(), command=command)
+    body = service_body(
+        AppSpec(app_id="app_x", project="p", services=(service,)),
+        service,
+        labels={IMAGE: "x"},
+        image={"Id": "sha256:1", "Config": {"Entrypoint": ["/init"], "Cmd": ["serve"]}},
+        image_digest="",
+        mounts=(),
+        secrets=(),
+        node="n",
+        node_cpus=2.0,
+        no_new_privileges=False,
+        runs_once=False,
+    )
+    container = body["TaskTemplate"]["ContainerSpec"]
+    assert (container["Command"], container["Args"]) == ([""], arguments)
 
 
 def test_the_config_says_which_driver() -> None:

@@ -191,7 +191,7 @@ def service_body(
         "Image": reference,
         "Labels": dict(labels),
         "Command": list(service.entrypoint or ("",)) if service.entrypoint is not None else None,
-        "Args": list(service.command) if service.command is not None else None,
+        "Args": _arguments(service, image),
         "Env": [f"{name}={value}" for name, value in service.environment.items()],
         "Dir": service.working_dir,
         "User": service.user,
@@ -256,6 +256,13 @@ def service_body(
 
 def _known(**values: int | None) -> dict[str, int]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _arguments(service: ServiceSpec, image: Mapping[str, Any]) -> list[str] | None:
+    """With an entrypoint taken away the image's command runs; a swarm would take that away too."""
+    if service.command is None and service.entrypoint == ():
+        return (image.get("Config") or {}).get("Cmd")
+    return list(service.command) if service.command is not None else None
 
 
 def _tmpfs(service: ServiceSpec) -> list[dict[str, Any]]:
