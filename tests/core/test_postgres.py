@@ -614,14 +614,21 @@ async def test_of_two_starts_at_once_one_wins(make: Make, open_folder: Path) -> 
         assert "\n" not in sentence
 
 
+@contextlib.contextmanager
+def held_lock(data_dir: Path, operation: int) -> Iterator[IO[str]]:
+    """The lock of a data folder that nobody has opened yet, held from here."""
+    lock = data_dir / "postgres" / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, operation)
+        yield file
+
+
 async def test_who_only_looks_at_the_lock_keeps_no_start_from_it(
     make: Make, open_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(home, "_LOCK_UNNAMED_TRIES", 1000)
-    lock = open_folder / "data" / "postgres" / "lock"
-    lock.parent.mkdir(parents=True)
-    with lock.open("w") as looking:
-        fcntl.flock(looking, fcntl.LOCK_SH)
+    with held_lock(open_folder / "data", fcntl.LOCK_SH) as looking:
         start = asyncio.create_task(make(open_folder / "data").start())
         await asyncio.sleep(0.3)
         assert not start.done()
@@ -630,10 +637,7 @@ async def test_who_only_looks_at_the_lock_keeps_no_start_from_it(
 
 
 async def test_who_has_only_just_taken_the_lock_is_named(make: Make, open_folder: Path) -> None:
-    lock = open_folder / "data" / "postgres" / "lock"
-    lock.parent.mkdir(parents=True)
-    with lock.open("w") as holder:
-        fcntl.flock(holder, fcntl.LOCK_EX)
+    with held_lock(open_folder / "data", fcntl.LOCK_EX) as holder:
         start = asyncio.create_task(make(open_folder / "data").start())
         await asyncio.sleep(0.3)
         holder.write("4711\n")

@@ -7,6 +7,7 @@ import msgspec
 
 from quazzar.instance.apps.models import Desired
 from quazzar.instance.apps.runtimes.base import AppState, ServiceState
+from quazzar.instance.apps.runtimes.plan import UP
 from quazzar.instance.apps.spec import AppSpec
 
 # 143 is 128 + SIGTERM: the process ended because it was asked to.
@@ -112,8 +113,7 @@ def stands_still(services: Sequence[dict[str, Any]], expected: Sequence[dict[str
     """Whether a service that should run is stopped or paused, as the columns of an app say."""
     finite = {one["name"] for one in expected if one.get("finite")}
     return any(
-        one["status"] not in {"running", "restarting"} and not (one["name"] in finite and one.get("exit_code") == 0)
-        for one in services
+        one["status"] not in UP and not (one["name"] in finite and one.get("exit_code") == 0) for one in services
     )
 
 
